@@ -114,10 +114,12 @@ def compute_budget_deadline(
 ) -> float | None:
     """Return when the running trainers reach a limit of the budget, in seconds since 1970, or None if they do not."""
     running = sum(map(is_trainer_running, pods))
+    if not running or (policy.budget_gpu_seconds is None and policy.budget_active_seconds is None):
+        return None
     used = usage.compute_usage(status, pods, policy.gpus_per_node, now)
     amounts = (
         (policy.budget_gpu_seconds, used.gpu_seconds, running * policy.gpus_per_node),
-        (policy.budget_active_seconds, used.active_seconds, min(running, 1)),
+        (policy.budget_active_seconds, used.active_seconds, 1),
     )
     delays = [(limit - amount) / rate for limit, amount, rate in amounts if limit is not None and rate]
     return (parse_timestamp(now) or 0.0) + min(delays) if delays else None

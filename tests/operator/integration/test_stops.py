@@ -193,3 +193,24 @@ async def test_job_suspended_by_a_person_is_not_queued(world: NamespaceHarness) 
         await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"suspend": True}})
         status = await world.wait_for_reason("JobSuspended")
         assert f"kubectl patch job -n {world.namespace} bot" in status["conditions"][0]["message"]
+
+
+async def test_columns_show_reason_and_duration_in_every_state(world: NamespaceHarness) -> None:
+    async with world.run_operator():
+        for name in ("ends", "runs", "stops"):
+            await world.create_finetunejob(name, spec={"suspend": name == "stops"})
+        await world.create_pod("runs")
+        await world.report_container_state(_running_state(65), name="runs-1")
+        await world.create_pod("ends")
+        await world.report_container_state(_terminated_state(42, reason="DataInvalid"), "Failed", "ends-1")
+        await world.report_job_end("Failed", "PodFailurePolicy", "ends")
+        for name, reason in (("runs", "PodRunning"), ("ends", "DataInvalid"), ("stops", "Suspended")):
+            await world.wait_for_reason(reason, name)
+    table = await world.read_table("finetunejobs")
+    columns = [column["name"] for column in table["columnDefinitions"] if not column["priority"]]
+    assert columns == ["Name", "Phase", "Reason", "Progress", "ETA", "Loss", "Duration", "Age"]
+    rows = {row["cells"][0]: row["cells"][1:7] for row in table["rows"]}
+    assert rows["runs"][:2] == ["Running", "PodRunning"]
+    assert rows["runs"][5] == "1m"
+    assert rows["ends"][:2] == ["Failed", "DataInvalid"]
+    assert rows["stops"] == ["Suspended", "Suspended", None, None, None, None]
