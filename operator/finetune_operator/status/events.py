@@ -56,11 +56,16 @@ def build_transition_event(
         return None
     if new_headline.reason == OperatorReason.FINISHING:
         return None
-    is_warning = new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS
+    return _build_event(meta, new_headline, f"{meta.name}.{status_version:016x}", now)
+
+
+def _build_event(meta: ObjectMeta, condition: Condition, name: str, now: str) -> Body:
+    """Return an Event about the FineTuneJob with the reason and the message of the condition."""
+    is_warning = condition.type == "Failed" or condition.reason in _WARNING_REASONS
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta.name}.{status_version:016x}", "namespace": meta.namespace},
+        "metadata": {"name": name, "namespace": meta.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -69,8 +74,8 @@ def build_transition_event(
             "uid": meta.uid,
         },
         "type": "Warning" if is_warning else "Normal",
-        "reason": new_headline.reason,
-        "message": new_headline.message[:_MESSAGE_MAX_LENGTH],
+        "reason": condition.reason,
+        "message": condition.message[:_MESSAGE_MAX_LENGTH],
         "source": {"component": _COMPONENT},
         "firstTimestamp": now,
         "lastTimestamp": now,

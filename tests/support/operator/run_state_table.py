@@ -69,20 +69,9 @@ def build_step_reached_pod(step: int = 100) -> dict[str, Any]:
     return Builders.pod(state=Builders.terminated(0, message), phase="Succeeded")
 
 
-def _build_stop_cases(deleted_job: dict[str, Any], running_pod: dict[str, Any]) -> dict[str, StateCase]:
-    """Return the states of runs that are cancelled, at the limit of their budget or at a step to stop at."""
-    cancel, budget = RunPolicy(cancel=True), RunPolicy(budget_active_seconds=60)
-    # The pod started an hour before NOW.
-    used_pod = Builders.pod(state={"running": {"startedAt": "2026-11-23T07:00:00Z"}}, phase="Running")
-    used_state = Builders.terminated(143, build_termination_message("Preempted"))
-    used_state["terminated"]["startedAt"] = "2026-11-23T07:00:00Z"
-    ended_pod = Builders.pod(state=used_state, phase="Failed")
-    published_pod = Builders.pod(
-        state=Builders.terminated(0, build_termination_message("Completed")), phase="Succeeded"
-    )
-    at_step = RunPolicy(suspend_at_step=100)
-    stopped_job = build_step_job(100, JOB_COMPLETE)
-    step_pod = build_step_reached_pod()
+def _build_cancel_cases(deleted_job: dict[str, Any], running_pod: dict[str, Any]) -> dict[str, StateCase]:
+    """Return the states of runs that are cancelled."""
+    cancel = RunPolicy(cancel=True)
     return {
         "cancelled before a Job exists": StateCase(
             ObservedState(run_policy=cancel), PHASE_CANCELLED, "Cancelled", "create a new FineTuneJob"
@@ -94,11 +83,34 @@ def _build_stop_cases(deleted_job: dict[str, Any], running_pod: dict[str, Any]) 
             ObservedState(terminating_pod="bot-7", run_policy=cancel), PHASE_STARTING, "Cancelling", "bot-7"
         ),
         "cancelled, result published meanwhile": StateCase(
-            ObservedState(orphaned_pods=(published_pod,), run_policy=cancel), PHASE_COMPLETE, "Completed", "words"
+            ObservedState(orphaned_pods=(_build_published_pod(),), run_policy=cancel),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
         ),
         "cancelled after the run stopped at a step": StateCase(
-            ObservedState(stopped_job, (step_pod,), run_policy=cancel), PHASE_CANCELLED, "Cancelled", "spec.cancel"
+            ObservedState(build_step_job(100, JOB_COMPLETE), (build_step_reached_pod(),), run_policy=cancel),
+            PHASE_CANCELLED,
+            "Cancelled",
+            "spec.cancel",
         ),
+    }
+
+
+def _build_published_pod() -> dict[str, Any]:
+    """Return a pod whose trainer has published the result."""
+    state = Builders.terminated(0, build_termination_message("Completed"))
+    return Builders.pod(state=state, phase="Succeeded")
+
+
+def _build_budget_cases(deleted_job: dict[str, Any]) -> dict[str, StateCase]:
+    """Return the states of runs that have used their budget."""
+    budget, an_hour_ago = RunPolicy(budget_active_seconds=60), "2026-11-23T07:00:00Z"
+    used_pod = Builders.pod(state={"running": {"startedAt": an_hour_ago}}, phase="Running")
+    used_state = Builders.terminated(143, build_termination_message("Preempted"))
+    used_state["terminated"]["startedAt"] = an_hour_ago
+    ended_pod = Builders.pod(state=used_state, phase="Failed")
+    return {
         "budget used up, pod saving": StateCase(
             ObservedState(deleted_job, (used_pod,), run_policy=budget), PHASE_RUNNING, "Suspending", "spec.budget"
         ),
@@ -109,11 +121,21 @@ def _build_stop_cases(deleted_job: dict[str, Any], running_pod: dict[str, Any]) 
             "run for 3600 seconds, and spec.budget.activeSeconds is 60",
         ),
         "budget used up by a run that has succeeded": StateCase(
-            ObservedState(Builders.job(), (published_pod,), run_policy=budget._replace(budget_active_seconds=0)),
+            ObservedState(
+                Builders.job(), (_build_published_pod(),), run_policy=budget._replace(budget_active_seconds=0)
+            ),
             PHASE_FINISHING,
             "Finishing",
             "has completed",
         ),
+    }
+
+
+def _build_step_cases() -> dict[str, StateCase]:
+    """Return the states of runs that stop at a step."""
+    at_step, stopped_job = RunPolicy(suspend_at_step=100), build_step_job(100, JOB_COMPLETE)
+    step_pod, unknown = build_step_reached_pod(), (PHASE_FAILED, "OutcomeUnavailable")
+    return {
         "stopped at a step": StateCase(
             ObservedState(stopped_job, (step_pod,), run_policy=at_step),
             PHASE_SUSPENDED,
@@ -134,18 +156,20 @@ def _build_stop_cases(deleted_job: dict[str, Any], running_pod: dict[str, Any]) 
         ),
         "stopped at an earlier step than requested": StateCase(
             ObservedState(stopped_job, (build_step_reached_pod(99),), run_policy=at_step),
-            PHASE_FAILED,
-            "OutcomeUnavailable",
+            *unknown,
             "spec.suspendAtStep",
         ),
         "stopped at a step without a request": StateCase(
-            ObservedState(Builders.job(JOB_COMPLETE), (step_pod,)), PHASE_FAILED, "OutcomeUnavailable", "missing"
+            ObservedState(Builders.job(JOB_COMPLETE), (step_pod,)), *unknown, "missing"
         ),
         "Job with a step to stop at, outcome unknown": StateCase(
-            ObservedState(stopped_job, run_policy=at_step), PHASE_FAILED, "OutcomeUnavailable", "is unknown"
+            ObservedState(stopped_job, run_policy=at_step), *unknown, "is unknown"
         ),
         "Job with a step to stop at, completed before it": StateCase(
-            ObservedState(stopped_job, (published_pod,), run_policy=at_step), PHASE_COMPLETE, "Completed", "words"
+            ObservedState(stopped_job, (_build_published_pod(),), run_policy=at_step),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
         ),
     }
 
@@ -530,7 +554,9 @@ def build_state_cases() -> dict[str, StateCase]:
             "Completed",
             "words",
         ),
-        **_build_stop_cases(deleted_job, running_pod),
+        **_build_cancel_cases(deleted_job, running_pod),
+        **_build_budget_cases(deleted_job),
+        **_build_step_cases(),
         "startup deadline exceeded": StateCase(
             ObservedState(job(**job_started), (pod(conditions=[unscheduled]),), run_policy=startup_policy),
             PHASE_FAILED,
