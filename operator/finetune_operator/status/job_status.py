@@ -99,7 +99,8 @@ def _build_outcome_fields(
     """Return the fields that depend on the state and on the outcome in the termination message."""
     outcome = _find_outcome(observed)
     is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED, StateKind.CANCELLED)
-    job_finished_at = get_job_finished_at(observed.job) if observed.job else None
+    ends_with_job = state.kind is not StateKind.CANCELLED
+    job_finished_at = get_job_finished_at(observed.job) if observed.job and ends_with_job else None
     starts = [start for start in (previous.start_time, *map(get_started_at, observed.pods)) if start]
     return {
         "start_time": min(starts, default=None),

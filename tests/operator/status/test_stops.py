@@ -156,6 +156,14 @@ def test_stop_at_step_stores_result_then_deletes_job(case: Case) -> None:
     assert follow_up == Changes(delete_job=None if case.cancel else observed.job)
 
 
+def test_cancelled_run_that_was_stopped_at_a_step_ends_now() -> None:
+    """Its TTL does not count from the end of the Job, which may be days ago."""
+    request = _build_request(Case(False, True, "none", "ahead"))
+    observed = _observe(request, _build_job_states(100)["stopped at a step"])
+    status = compute_status(META, request.previous_status, observed, LATER)
+    assert (status.reason, status.completion_time) == ("Cancelled", LATER)
+
+
 CHANGED_STEPS = [(None, 100), (100, None), (100, 200), (200, 100)]
 
 
