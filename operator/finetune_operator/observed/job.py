@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from finetune_operator.api.labels import SUSPEND_AT_STEP_ANNOTATION
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import find_true_condition
@@ -18,9 +20,10 @@ def get_job_started_at(job: Body) -> str | None:
     return start_time
 
 
-def get_suspend_at_step(job: Body) -> str:
-    """Return the step at which the Job's trainers stop, as it is written in the annotation, or an empty string."""
-    return str((job["metadata"].get("annotations") or {}).get(SUSPEND_AT_STEP_ANNOTATION, ""))
+def get_suspend_at_step(job: Body) -> int | None:
+    """Return the step at which the Job's trainers stop, or None if the annotation has none. People can change it."""
+    text = str((job["metadata"].get("annotations") or {}).get(SUSPEND_AT_STEP_ANNOTATION, ""))
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
 
 
 def is_job_complete(job: Body) -> bool:

@@ -140,7 +140,7 @@ def _has_reached_step(job: Body, last_pod: Body | None) -> bool:
     if outcome is None or outcome.reason is not Reason.STEP_REACHED or outcome.step_result is None:
         return False
     requested = get_suspend_at_step(job)
-    return requested.isdecimal() and outcome.step_result.step >= int(requested)
+    return requested is not None and outcome.step_result.step >= requested
 
 
 def _find_startup_timeout_state(
@@ -158,7 +158,7 @@ def _build_complete_state(job: Body, last_pod: Body | None) -> RunState:
     outcome = get_termination(last_pod).outcome if last_pod else None
     if outcome and outcome.reason in PUBLISHED_REASONS:  # others are of an earlier attempt
         return RunState(StateKind.COMPLETE, outcome.reason, outcome.message)
-    if get_suspend_at_step(job) or (outcome and outcome.reason is Reason.STEP_REACHED):
+    if get_suspend_at_step(job) is not None or (outcome and outcome.reason is Reason.STEP_REACHED):
         message = (
             "The Job succeeded, but the pod's termination message is missing or invalid, so it is unknown whether the "
             f"run has a result or has stopped at spec.suspendAtStep. {_RESUME_HINT}, or finds the result."

@@ -106,7 +106,7 @@ def is_completing(job: Body, pods: Sequence[Body]) -> bool:
 
 def has_other_stop_step(job: Body, policy: RunPolicy) -> bool:
     """Return whether the Job's trainers stop at another step than the spec says now."""
-    return get_suspend_at_step(job) != ("" if policy.suspend_at_step is None else str(policy.suspend_at_step))
+    return get_suspend_at_step(job) != policy.suspend_at_step
 
 
 def compute_budget_deadline(

@@ -176,6 +176,14 @@ def test_stop_step_changed_replaces_job_unless_it_ends(made_with: int | None, wa
         assert bool(changes.delete_job) is state.is_deletable, name
 
 
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "٣", "9" * 5000, "null"])
+def test_stop_step_in_annotation_malformed_is_none(text: str) -> None:
+    job = build_step_job()
+    job["metadata"]["annotations"]["finetune.dev/suspend-at-step"] = text
+    request = build_request(build_key(), build_finetunejob(), datetime.fromisoformat(NOW))
+    assert not plan(request, ObservedState(job, (RUNNING_POD,)), Settings()).delete_job
+
+
 def test_stop_step_raised_deletes_stopped_job_and_creates_next() -> None:
     request = _build_request(Case(False, False, "none", "none"))
     observed = _observe(request, _build_job_states(100)["stopped at a step"])
