@@ -35,6 +35,8 @@ def follow_job(cluster: Cluster, job: str) -> None:
                 f"export KUBECONFIG={cluster.kubeconfig}; kubectl describe ftj {job}"
             )
         time.sleep(POLL_INTERVAL_SECONDS)
+    if status["phase"] == "Cancelled":
+        raise UserError(f"FineTuneJob {job} was cancelled by spec.cancel.")
     if status["phase"] == "Failed":
         raise UserError(
             f"FineTuneJob {job} failed: {get_failure_message(status)} "
@@ -43,7 +45,7 @@ def follow_job(cluster: Cluster, job: str) -> None:
 
 
 def is_finished(status: dict[str, Any]) -> bool:
-    return status.get("phase") in ("Complete", "Failed")
+    return status.get("phase") in ("Complete", "Failed", "Cancelled")
 
 
 def summarize_status(status: dict[str, Any]) -> str:

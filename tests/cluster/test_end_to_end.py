@@ -149,10 +149,10 @@ def test_run_invalid_is_not_retried_and_leaves_no_result(flow: ClusterHarness, n
 
 
 def test_run_secret_missing_stays_pending(flow: ClusterHarness) -> None:
-    def has_config_error(status: Manifest) -> bool:
-        return any(condition["reason"] == "ContainerConfigError" for condition in status.get("conditions", []))
+    def lacks_secret(status: Manifest) -> bool:
+        return any(condition["reason"] == "SecretNotFound" for condition in status.get("conditions", []))
 
-    status = flow.wait_for("no-secret", has_config_error)
+    status = flow.wait_for("no-secret", lacks_secret)
     assert status["phase"] == "Pending"
     assert "no-such-secret" in find_condition(status, "Running")["message"]
     assert not find_condition(status, "Failed")

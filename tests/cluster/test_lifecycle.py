@@ -40,7 +40,7 @@ STARTUP_PROBLEMS = {
         {"compute": {"image": "registry.invalid/trainer:1"}}, "ImagePullFailed", "registry.invalid/trainer:1"
     ),
     "no-claim": StartupProblem(
-        {"model": {"uri": "pvc://no-such-claim/base"}}, "Unschedulable", '"no-such-claim" not found'
+        {"model": {"uri": "pvc://no-such-claim/base"}}, "ClaimNotFound", "no-such-claim (spec.model.uri) does not exist"
     ),
     "no-quota": StartupProblem({"compute": {"resources": _TOO_MUCH_MEMORY}}, "JobRefused", "exceeded quota"),
     "no-node": StartupProblem(

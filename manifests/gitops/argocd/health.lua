@@ -1,5 +1,6 @@
--- Health of a FineTuneJob for Argo CD: Progressing until the run has ended or is suspended.
-local ends = {Complete = "Healthy", Failed = "Degraded", Suspended = "Suspended"}
+-- Health of a FineTuneJob for Argo CD: Progressing until the run has ended or is suspended. A cancelled run has no
+-- result, so that later waves of a sync do not start after it.
+local ends = {Complete = "Healthy", Failed = "Degraded", Suspended = "Suspended", Cancelled = "Suspended"}
 local health = {status = "Progressing", message = "Waiting for the operator."}
 local status = obj.status or {}
 
@@ -8,8 +9,10 @@ if status.observedGeneration ~= nil and status.observedGeneration ~= obj.metadat
   return health
 end
 
-for _, condition in ipairs(status.conditions or {}) do
-  health.message = condition.reason .. ": " .. (condition.message or "")
+for index, condition in ipairs(status.conditions or {}) do
+  if index == 1 then  -- The others refer to the message of the first.
+    health.message = condition.reason .. ": " .. (condition.message or "")
+  end
   if condition.status == "True" and ends[condition.type] ~= nil then
     health.status = ends[condition.type]
   end

@@ -20,6 +20,8 @@ INSTALLATION_ANNOTATION = f"{GROUP}/installation"
 
 CONTROLLER_NAME = f"{GROUP}/finetune-operator"
 """The value of `spec.managedBy` that names this operator, as no value does."""
+SUSPEND_AT_STEP_ANNOTATION = f"{GROUP}/suspend-at-step"
+"""Annotation of Jobs with the `spec.suspendAtStep` that their trainers were started with. If unset, there is none."""
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"

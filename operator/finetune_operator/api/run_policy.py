@@ -38,6 +38,7 @@ class RunPolicy(NamedTuple):
     """`budget.gpuSeconds`."""
     budget_active_seconds: int | None = None
     """`budget.activeSeconds`."""
+    gpu_resource: str = _COMPUTE.gpu_resource
 
 
 _DEFAULTS = RunPolicy()
@@ -46,6 +47,7 @@ _DEFAULTS = RunPolicy()
 class _ComputeFields(msgspec.Struct, rename="camel"):
     nodes: int = _DEFAULTS.nodes
     gpus_per_node: int = _DEFAULTS.gpus_per_node
+    gpu_resource: str = _DEFAULTS.gpu_resource
 
 
 class _TrainingFields(msgspec.Struct, rename="camel"):
@@ -99,4 +101,5 @@ def parse_run_policy(body: Body) -> RunPolicy:
         suspend_at_step=spec.suspend_at_step,
         budget_gpu_seconds=spec.budget.gpu_seconds,
         budget_active_seconds=spec.budget.active_seconds,
+        gpu_resource=spec.compute.gpu_resource,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_trainer.contract import CacheResult, DatasetReport, Model, Progress, Result, StepResult
+from finetune_trainer.contract import CacheResult, DatasetReport, Model, Progress, Result, Stage, StepResult
 
 Timestamp = Annotated[str, StringConstraints(max_length=64)]
 
@@ -30,7 +30,7 @@ class OperatorReason(StrEnum):
     JOB_PENDING = "JobPending"  # the Job does not exist yet
     JOB_CREATED = "JobCreated"  # the Job exists
     QUEUED = "Queued"  # Kueue holds the Job until there is quota for it
-    JOB_SUSPENDED = "JobSuspended"  # somebody other than Kueue has suspended the Job
+    JOB_SUSPENDED = "JobSuspended"  # the Job is suspended, and neither this operator nor Kueue did it
     SUSPENDING = "Suspending"  # spec.suspend is set and a pod is saving a checkpoint
     SUSPENDED = "Suspended"  # spec.suspend is set and all pods have terminated
     BUDGET_EXHAUSTED = "BudgetExhausted"  # the run is suspended because it has used its budget
@@ -46,6 +46,7 @@ class OperatorReason(StrEnum):
     KEY_NOT_FOUND = "KeyNotFound"  # a Secret or ConfigMap lacks a key that the pod mounts
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # the container cannot be created or a volume cannot be mounted
     POD_RUNNING = "PodRunning"  # a trainer container runs
+    FINISHING = "Finishing"  # the last pod has ended, and the Job is about to complete or fail
     PROGRESS_STALLED = "ProgressStalled"  # a trainer container runs and has reported no progress for a long time
     NODE_LOST = "NodeLost"  # a pod is stuck terminating because its node is unreachable
     RETRYING = "Retrying"  # an attempt failed and is retried
@@ -92,8 +93,13 @@ class Condition(Model):
 class ObservedProgress(Progress):
     """ObservedProgress is the progress of the run as last reported by the trainer."""
 
+    stage: Stage | None = None  # type: ignore[assignment]  # unset if the current attempt has reported none
+    """stage is the stage of the current attempt. It is unset until the attempt has reported one."""
+    completed: Annotated[str, StringConstraints(max_length=8)] | None = None
+    """completed is `percentage` in readable form, such as `57%`."""
     estimated_remaining: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """estimatedRemaining is `estimatedRemainingSeconds` in readable form, such as `1h12m`."""
+    """estimatedRemaining is `estimatedRemainingSeconds` in readable form, such as `1h12m`. After the training it is
+    what the run still does: `evaluating`, `exporting` or `uploading`."""
 
 
 class FineTuneJobStatus(Model):
@@ -103,15 +109,21 @@ class FineTuneJobStatus(Model):
     """observedGeneration is the generation of the spec that this status is based on."""
     phase: Phase | None = None
     """phase is a one-word summary for users. Tools should use the conditions."""
+    reason: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """reason is the reason of the condition that `phase` is based on. Field selectors can select it, like `phase`."""
     conditions: list[Condition] = Field(default=[], max_length=16, json_schema_extra={
         "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
     })  # fmt: skip
-    """conditions are the latest observations of the run. `Complete` and `Failed` are terminal, `Running` and
-    `Suspended` show its current state, and `Reconciling` and `Stalled` are for kstatus."""
+    """conditions are the latest observations of the run. `Complete`, `Failed` and `Cancelled` are terminal, `Running`
+    and `Suspended` show its current state, and `Reconciling` and `Stalled` are for kstatus. One condition has the
+    message, the others refer to it."""
     start_time: Timestamp | None = None
     """startTime is the time when the first trainer container started (RFC 3339)."""
     completion_time: Timestamp | None = None
-    """completionTime is the time when the run completed or failed (RFC 3339)."""
+    """completionTime is the time when the run completed, failed or was cancelled (RFC 3339)."""
+    duration: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """duration is the time from `startTime` to `completionTime`, or to the last change of the status of a run that has
+    not ended, in readable form, such as `3h5m`."""
     attempts: int | None = Field(default=None, ge=0)
     """attempts is the number of times that a trainer was started, including retries and restarts after an interruption
     or a suspension."""

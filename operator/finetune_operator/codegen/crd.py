@@ -18,16 +18,21 @@ Schema = dict[str, Any]
 
 _PRINTER_COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
     ("Phase", "string", ".status.phase", 0),
-    ("Progress", "integer", ".status.progress.percentage", 0),
-    ("Step", "integer", ".status.progress.step", 0),
-    ("Loss", "number", ".status.progress.loss", 0),
+    # All conditions have the same reason, and every status has this one. Runs that ended before `status.reason` was
+    # added have no other.
+    ("Reason", "string", '.status.conditions[?(@.type=="Running")].reason', 0),
+    ("Progress", "string", ".status.progress.completed", 0),
     ("ETA", "string", ".status.progress.estimatedRemaining", 0),
+    ("Loss", "number", ".status.progress.loss", 0),
+    ("Duration", "string", ".status.duration", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
-    ("Reason", "string", '.status.conditions[?(@.type=="Running")].reason', 1),
+    ("Step", "integer", ".status.progress.step", 1),
     ("Model", "string", ".spec.model.uri", 1),
     ("Attempts", "integer", ".status.attempts", 1),
     ("Adapter", "string", ".status.result.adapterURI", 1),
 )
+
+_SELECTABLE_FIELDS = (".status.phase", ".status.reason")
 
 _ROOT_RULES = [
     {
@@ -80,6 +85,7 @@ def build_crd() -> Schema:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
+                    "selectableFields": [{"jsonPath": path} for path in _SELECTABLE_FIELDS],
                     "additionalPrinterColumns": [_build_printer_column(*column) for column in _PRINTER_COLUMNS],
                     "schema": {"openAPIV3Schema": build_root_schema()},
                 }

@@ -17,6 +17,7 @@ from finetune_operator.api.labels import (
     KUEUE_LABELS,
     SCRATCH_CLAIM_LABEL,
     STARTUP_DEADLINE_ANNOTATION,
+    SUSPEND_AT_STEP_ANNOTATION,
 )
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import is_finished
@@ -36,6 +37,7 @@ _ANNOTATIONS = (
     STARTUP_DEADLINE_ANNOTATION,
     DEFAULT_STARTUP_DEADLINE_ANNOTATION,
     INSTALLATION_ANNOTATION,
+    SUSPEND_AT_STEP_ANNOTATION,
 )
 _JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC_FIELDS = ("nodeName", "hostNetwork")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from finetune_operator.api.labels import INSTALLATION_ANNOTATION, SCRATCH_CLAIM_LABEL
+import re
+
+from finetune_operator.api.labels import INSTALLATION_ANNOTATION, SCRATCH_CLAIM_LABEL, SUSPEND_AT_STEP_ANNOTATION
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import find_true_condition
 
@@ -21,6 +23,17 @@ def get_job_started_at(job: Body) -> str | None:
     """Return when the Job was started or resumed, or None if it is suspended since its creation."""
     start_time: str | None = job.get("status", {}).get("startTime")
     return start_time
+
+
+def get_suspend_at_step(job: Body) -> int | None:
+    """Return the step at which the Job's trainers stop, or None if the annotation has none. People can change it."""
+    text = str((job["metadata"].get("annotations") or {}).get(SUSPEND_AT_STEP_ANNOTATION, ""))
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
+
+
+def is_job_complete(job: Body) -> bool:
+    """Return whether all pods of the Job have succeeded."""
+    return find_true_condition(job, "Complete") is not None
 
 
 def is_job_finishing(job: Body) -> bool:

@@ -9,6 +9,9 @@ from finetune_operator.api import GROUP, KIND
 from finetune_operator.api.labels import CONTROLLER_NAME
 from finetune_operator.api.objects import Body
 
+TERMINAL_CONDITIONS = ("Complete", "Failed", "Cancelled")
+"""Conditions of a Job or a FineTuneJob that has ended. Jobs have the first two."""
+
 
 class ReasonMessage(NamedTuple):
     """A reason and a message that a component of Kubernetes reported."""
@@ -67,8 +70,8 @@ def find_true_condition(body: Body, condition_type: str) -> Body | None:
 
 
 def is_finished(body: Body) -> bool:
-    """Return whether a Job or a FineTuneJob is complete or failed. A finished Job starts no more pods."""
-    return bool(find_true_condition(body, "Complete") or find_true_condition(body, "Failed"))
+    """Return whether a Job or a FineTuneJob is complete, failed or cancelled. A finished Job starts no more pods."""
+    return any(find_true_condition(body, condition_type) for condition_type in TERMINAL_CONDITIONS)
 
 
 def parse_timestamp(text: str | None) -> float | None:

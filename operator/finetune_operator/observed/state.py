@@ -36,12 +36,15 @@ class ObservedState:
     blocked: Blocked | None = None
     """Why there is no Job, or None if there is one or if it is about to be created."""
     run_policy: RunPolicy = field(default_factory=RunPolicy)
+    spec: Body = field(default_factory=dict)
+    """The stored spec, for messages that name its fields. It may be of another version."""
     terminating_pod: str | None = None
     """The name of a pod of a deleted Job that has not terminated."""
     queue_status: ReasonMessage | None = None
     """Kueue's explanation why the Job is queued."""
     orphaned_pods: tuple[Body, ...] = ()
-    """Pods of deleted Jobs of this FineTuneJob. They count for usage and checkpoints, not for the state of the run."""
+    """Pods of deleted Jobs of this FineTuneJob. They count for usage and checkpoints, and show whether a
+    stopped run published its result before its Job was gone."""
 
 
 @dataclass(frozen=True)

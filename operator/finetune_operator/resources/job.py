@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
+from finetune_operator.api import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec, ObjectMeta
 from finetune_operator.api.compute import ComputeSpec, is_reserved_key
 from finetune_operator.api.labels import (
     DEFAULT_STARTUP_DEADLINE_ANNOTATION,
@@ -14,6 +14,7 @@ from finetune_operator.api.labels import (
     JOB_LABEL,
     KUEUE_LABELS,
     SCRATCH_CLAIM_LABEL,
+    SUSPEND_AT_STEP_ANNOTATION,
     TRAINER_CONTAINER,
 )
 from finetune_operator.api.objects import Body
@@ -73,7 +74,7 @@ def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels}
             | _build_scratch_label(compute)
             | _build_labels(meta),
-            "annotations": _build_annotations(settings),
+            "annotations": _build_annotations(finetunejob.spec, settings),
             "ownerReferences": [_build_owner_reference(meta)],
         },
         "spec": {
@@ -120,8 +121,10 @@ def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
 
 
-def _build_annotations(settings: Settings) -> dict[str, str]:
+def _build_annotations(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str]:
+    """Return with what the Job was made, as far as it is read again."""
     annotations = {
+        SUSPEND_AT_STEP_ANNOTATION: str(spec.suspend_at_step or ""),
         INSTALLATION_ANNOTATION: settings.installation_id,
         DEFAULT_STARTUP_DEADLINE_ANNOTATION: str(settings.defaults.startup_deadline_seconds or ""),
     }
@@ -211,6 +214,8 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
     if finetunejob.metadata.creation_timestamp:
         # Immutable, so that a Job that is created again, by any version of the operator, gets the same date.
         environment[contract.TEMPLATE_DATE_ENV] = finetunejob.metadata.creation_timestamp.partition("T")[0]
+    if finetunejob.spec.suspend_at_step is not None:
+        environment[contract.SUSPEND_AT_STEP_ENV] = str(finetunejob.spec.suspend_at_step)
     return environment | multi_node.build_environment(finetunejob.metadata, compute)
 
 

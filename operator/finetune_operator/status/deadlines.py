@@ -32,6 +32,7 @@ from finetune_operator.observed.pod import (
     list_rank_zero_pods,
 )
 from finetune_operator.observed.state import ObservedState
+from finetune_operator.status.stops import compute_budget_deadline
 from finetune_trainer.contract import Progress, Stage
 
 STARTUP_GRACE_SECONDS = 5.0
@@ -52,6 +53,7 @@ def requeue_after(observed: ObservedState, status: FineTuneJobStatus, now: str) 
         due_times.append(
             compute_startup_deadline(observed.run_policy, observed.job, status.last_attempt_time, observed.pods)
         )
+    due_times.append(compute_budget_deadline(observed.run_policy, status, observed.pods, now))
     if last_pod and is_trainer_running(last_pod):
         due_times.append(
             compute_stall_deadline(observed.run_policy, status.progress, status.last_attempt_time, observed.progress)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
 from finetune_operator.api.labels import INSTALLATION_ANNOTATION
 from finetune_operator.api.objects import Body
-from finetune_operator.status.job_status import is_terminal
 
 _COMPONENT = "finetune-operator"
 _MESSAGE_MAX_LENGTH = 1024  # limit of the API server for Events
@@ -18,6 +17,11 @@ _WARNING_REASONS = frozenset(
     {
         OperatorReason.UNSCHEDULABLE,
         OperatorReason.IMAGE_PULL_FAILED,
+        OperatorReason.GPU_UNAVAILABLE,
+        OperatorReason.CLAIM_NOT_FOUND,
+        OperatorReason.SECRET_NOT_FOUND,
+        OperatorReason.CONFIG_MAP_NOT_FOUND,
+        OperatorReason.KEY_NOT_FOUND,
         OperatorReason.CONTAINER_CONFIG_ERROR,
         OperatorReason.RETRYING,
         OperatorReason.JOB_REFUSED,
@@ -48,42 +52,50 @@ def create_merge_patch(old: Body, new: Body) -> Body:
 
 
 def find_headline_condition(status: FineTuneJobStatus) -> Condition | None:
-    """Return the condition that summarizes the status, or None if there is none yet."""
-    condition_types = ("Complete", "Failed") if is_terminal(status) else ("Running",)
-    return next((condition for condition in status.conditions if condition.type in condition_types), None)
+    """Return the condition that has the message of the status, which is the first, or None if there is none yet."""
+    return next(iter(status.conditions), None)
 
 
-def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTuneJobStatus, now: str) -> Body | None:
-    """Return the Event for a changed headline condition, or None if it has not changed.
+def build_transition_event(
+    meta: ObjectMeta, old: FineTuneJobStatus, new: FineTuneJobStatus, status_version: int, now: str
+) -> Body | None:
+    """Return the Event for a changed headline condition, or None if it has not changed or soon changes again.
 
-    The name is a hash of the content, so that a retry or a second operator does not create the Event twice.
+    The name contains the resource version of the FineTuneJob with the new status, so that nobody creates the Event
+    twice. `kubectl describe` sorts Events by `lastTimestamp`, whose resolution is one second, and leaves those of one
+    second in the order of their names:
+    https://github.com/kubernetes/kubectl/blob/master/pkg/util/event/sorted_event_list.go
     """
     old_headline, new_headline = find_headline_condition(old), find_headline_condition(new)
     if new_headline is None or (old_headline and _get_state(old_headline) == _get_state(new_headline)):
         return None
-    identity = (meta.uid, *_get_state(new_headline), new_headline.last_transition_time, str(new.attempts))
+    if new_headline.reason == OperatorReason.FINISHING:
+        return None
     is_warning = new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS
     content = EventContent("Warning" if is_warning else "Normal", new_headline.reason, new_headline.message)
-    return _build_event(meta, content, identity, now)
+    return _build_event(meta, content, f"{meta.name}.{status_version:016x}", now)
 
 
 def build_foreign_job_event(meta: ObjectMeta, job: Body, installation_id: str, now: str) -> Body:
-    """Return the Event for a Job that another installation of the operator has created."""
+    """Return the Event for a Job that another installation of the operator has created.
+
+    Its name is the same each time, so that a restarted operator does not create it again.
+    """
     message = (
         f"Job {meta.name} was created by installation {installation_id} of the operator, so another installation that "
         f"also watches this namespace leaves it alone. To hand it over, change the Job's annotation "
         f"{INSTALLATION_ANNOTATION}."
     )
-    identity = (meta.uid, job["metadata"]["uid"], installation_id)
-    return _build_event(meta, EventContent("Warning", FOREIGN_JOB, message), identity, now)
+    digest = hashlib.sha256("/".join((meta.uid, job["metadata"]["uid"], installation_id)).encode()).hexdigest()
+    return _build_event(meta, EventContent("Warning", FOREIGN_JOB, message), f"{meta.name}.{digest[:16]}", now)
 
 
-def _build_event(meta: ObjectMeta, content: EventContent, identity: tuple[str, ...], now: str) -> Body:
-    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
+def _build_event(meta: ObjectMeta, content: EventContent, name: str, now: str) -> Body:
+    """Return an Event about the FineTuneJob."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta.name}.{digest}", "namespace": meta.namespace},
+        "metadata": {"name": name, "namespace": meta.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,

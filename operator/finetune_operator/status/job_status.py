@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, ObservedProgress
 from finetune_operator.observed.job import get_job_finished_at
-from finetune_operator.observed.objects import get_name, parse_timestamp
+from finetune_operator.observed.objects import TERMINAL_CONDITIONS, get_name
 from finetune_operator.observed.pod import find_newest_pod, get_started_at, get_termination, list_rank_zero_pods
 from finetune_operator.observed.state import ObservedState, RunHistory
-from finetune_operator.status import usage
+from finetune_operator.status import readable, usage
 from finetune_operator.status.run_state import RunState, StateKind, compute_state
-from finetune_trainer.contract import Outcome, Progress, Stage
+from finetune_operator.status.stops import find_stop
+from finetune_trainer.contract import Outcome, Progress, Reason, Stage, StepResult
 
 MESSAGE_MAX_LENGTH = 4096
 
 
 def is_terminal(status: FineTuneJobStatus) -> bool:
-    """Return whether the run has completed or failed. A terminal status never changes again."""
-    return any(
-        condition.status == "True" and condition.type in ("Complete", "Failed") for condition in status.conditions
-    )
+    """Return whether the run has completed, failed or was cancelled. A terminal status never changes again."""
+    return any(condition.status == "True" and condition.type in TERMINAL_CONDITIONS for condition in status.conditions)
 
 
 def compute_status(
@@ -31,11 +30,15 @@ def compute_status(
     recorded_checkpoints = [get_termination(pod).checkpoint for pod in list_rank_zero_pods(pods)]
     checkpoint = usage.find_newest_checkpoint(previous, observed.progress, recorded_checkpoints, now)
     attempts = usage.count_attempts(previous, observed)
-    state = compute_state(observed, _build_run_history(attempts, observed, previous, now))
+    progress = _find_latest_progress(observed, previous, attempts)
+    step_result = _find_step_result(observed) or previous.step_result
+    stop = find_stop(observed.run_policy, previous.model_copy(update={"step_result": step_result}), pods, now)
+    state = compute_state(observed, _build_run_history(attempts, observed, progress, now), stop)
     streak = usage.InterruptionStreak() if state.kind is StateKind.SUSPENDED else attempts.previous_streak
     status = FineTuneJobStatus(
         observed_generation=meta.generation,
         phase=state.kind.value[0],
+        reason=state.reason,
         conditions=_build_conditions(state, meta, previous, now),
         attempts=attempts.count,
         last_attempt_time=attempts.last_attempt_time,
@@ -48,45 +51,44 @@ def compute_status(
         active_seconds=previous.active_seconds,
         gpu_seconds=previous.gpu_seconds,
         accounted_time=previous.accounted_time,
+        duration=previous.duration,
+        step_result=step_result,
+        progress=_compute_progress(state, observed, progress, now),
         **_build_outcome_fields(state, observed, previous, now),
     )
-    return status if status == previous else _add_resource_usage(status, previous, observed, now)
+    return status if status == previous else _add_usage(status, previous, observed, now)
 
 
 def _build_run_history(
-    attempts: usage.AttemptCounts, observed: ObservedState, previous: FineTuneJobStatus, now: str
+    attempts: usage.AttemptCounts, observed: ObservedState, progress: ObservedProgress | None, now: str
 ) -> RunHistory:
     streak = usage.compute_current_streak(attempts, observed.pods)
-    progress = _get_latest_progress(observed, previous)
-    is_current = progress and _is_from_current_attempt(progress, attempts.last_attempt_time, observed)
-    stage = progress.stage if progress and is_current else None
+    stage = progress.stage if progress else None
     return RunHistory(now, streak.interruptions, streak.unreported, attempts.last_attempt_time, progress, stage)
 
 
-def _is_from_current_attempt(progress: ObservedProgress, attempt_start: str | None, observed: ObservedState) -> bool:
-    """Return whether the running pod reported the progress, possibly to an operator that has restarted since.
-
-    Both times are those of the pod's node.
-    """
-    update_time, start_time = parse_timestamp(progress.last_update_time), parse_timestamp(attempt_start)
-    return bool(observed.progress) or (update_time is not None and start_time is not None and update_time >= start_time)
+def _find_step_result(observed: ObservedState) -> StepResult | None:
+    outcome = _find_outcome(observed)
+    return outcome.step_result if outcome and outcome.reason is Reason.STEP_REACHED else None
 
 
 def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobStatus, now: str) -> list[Condition]:
     _, expected = state.kind.value
+    headline = next(iter(expected))
     previous_conditions = {condition.type: condition for condition in previous.conditions}
     conditions = []
     for condition_type, is_true in expected.items():
         status = "True" if is_true else "False"
         old = previous_conditions.get(condition_type)
+        message = state.message if condition_type is headline else f"See the condition {headline}."
         conditions.append(
             Condition(
                 type=condition_type,
-                status="True" if is_true else "False",
+                status=status,
                 observed_generation=meta.generation,
                 last_transition_time=old.last_transition_time if old and old.status == status else now,
                 reason=state.reason,
-                message=state.message[:MESSAGE_MAX_LENGTH],
+                message=message[:MESSAGE_MAX_LENGTH],
             )
         )
     return conditions
@@ -97,15 +99,16 @@ def _build_outcome_fields(
 ) -> dict[str, object]:
     """Return the fields that depend on the state and on the outcome in the termination message."""
     outcome = _find_outcome(observed)
-    is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED)
-    job_finished_at = get_job_finished_at(observed.job) if observed.job else None
+    is_finished = state.kind in (StateKind.COMPLETE, StateKind.FAILED, StateKind.CANCELLED)
+    ends_with_job = state.kind is not StateKind.CANCELLED
+    job_finished_at = get_job_finished_at(observed.job) if observed.job and ends_with_job else None
     starts = [start for start in (previous.start_time, *map(get_started_at, observed.pods)) if start]
     return {
         "start_time": min(starts, default=None),
         "completion_time": (job_finished_at or now) if is_finished else None,
         "backend": (outcome and outcome.backend) or previous.backend,
-        "progress": _compute_progress(state, observed, previous, now),
         "dataset": (outcome and outcome.dataset) or previous.dataset,
+        "model_cache": (outcome and outcome.model_cache) or previous.model_cache,
         "result": outcome.result if outcome and state.kind is StateKind.COMPLETE else None,
         "log_uri": _get_log_uri(state, outcome, previous),
     }
@@ -122,15 +125,16 @@ def _find_outcome(observed: ObservedState) -> Outcome | None:
     return get_termination(last_pod).outcome if last_pod else None
 
 
-def _add_resource_usage(
+def _add_usage(
     status: FineTuneJobStatus, previous: FineTuneJobStatus, observed: ObservedState, now: str
 ) -> FineTuneJobStatus:
-    """Return a changed status with the seconds used. They alone do not change a status, to avoid constant writes."""
+    """Return a changed status with the time used. It alone does not change a status, to avoid constant writes."""
     if status.last_attempt_time is None:
         return status
     pods = (*observed.orphaned_pods, *observed.pods)
     resource_usage = usage.compute_usage(previous, pods, observed.run_policy.gpus_per_node, now)
     changes = {
+        "duration": readable.format_span(status.start_time or now, status.completion_time or now),
         "active_seconds": resource_usage.active_seconds,
         "gpu_seconds": resource_usage.gpu_seconds,
         "accounted_time": resource_usage.accounted_until,
@@ -138,41 +142,42 @@ def _add_resource_usage(
     return status.model_copy(update=changes)
 
 
-def _compute_progress(
-    state: RunState, observed: ObservedState, previous: FineTuneJobStatus, now: str
+def _find_latest_progress(
+    observed: ObservedState, previous: FineTuneJobStatus, attempts: usage.AttemptCounts
 ) -> ObservedProgress | None:
-    """Return the last reported progress. If no trainer runs, it has no estimate of the remaining time."""
+    """Return the last reported progress. Of an earlier attempt, it has neither a stage nor an estimate."""
+    if observed.progress:
+        return _to_observed_progress(observed.progress, previous.progress)
+    if previous.progress is None or previous.last_attempt_time == attempts.last_attempt_time:
+        return previous.progress
+    return previous.progress.model_copy(
+        update={"stage": None, "estimated_remaining": None, "estimated_remaining_seconds": None}
+    )
+
+
+def _compute_progress(
+    state: RunState, observed: ObservedState, latest: ObservedProgress | None, now: str
+) -> ObservedProgress | None:
+    """Return the last reported progress. Without a trainer that reports it, nothing estimates the remaining time."""
     if state.kind is StateKind.RUNNING and observed.progress:
-        return _get_latest_progress(observed, previous)
+        return latest
     outcome = _find_outcome(observed)
-    last_progress = (outcome and outcome.progress) or previous.progress
+    ended = _to_observed_progress(outcome.progress, latest) if outcome and outcome.progress else latest
     if state.kind is StateKind.COMPLETE:
-        last_progress = last_progress or Progress(stage=Stage.DONE, last_update_time=now)
-        last_progress = last_progress.model_copy(update={"stage": Stage.DONE, "percentage": 100})
-    if last_progress is None:
+        ended = ended or ObservedProgress(stage=Stage.DONE, last_update_time=now)
+        ended = ended.model_copy(update={"stage": Stage.DONE, "percentage": 100, "completed": "100%"})
+    if ended is None:
         return None
-    return _to_observed_progress(last_progress.model_copy(update={"estimated_remaining_seconds": None}), previous)
+    ended = ended.model_copy(update={"estimated_remaining_seconds": None})
+    activity = readable.format_remaining(ended) if state.kind is StateKind.RUNNING else None
+    return ended.model_copy(update={"estimated_remaining": activity})
 
 
-def _get_latest_progress(observed: ObservedState, previous: FineTuneJobStatus) -> ObservedProgress | None:
-    return _to_observed_progress(observed.progress, previous) if observed.progress else previous.progress
-
-
-def _to_observed_progress(progress: Progress, previous: FineTuneJobStatus) -> ObservedProgress:
-    """Return the progress with readable fields, or the previous one if only its time differs."""
-    fields = progress.model_dump(exclude={"estimated_remaining"})
+def _to_observed_progress(progress: Progress, old: ObservedProgress | None) -> ObservedProgress:
+    """Return the progress with readable fields, or the old one if only its time differs."""
+    fields = progress.model_dump()
     fields["loss"] = None if progress.loss is None else round(progress.loss, 4)  # for the printer column
-    new = ObservedProgress(**fields, estimated_remaining=_format_duration(progress.estimated_remaining_seconds))
-    old = previous.progress
+    new = ObservedProgress(
+        **fields, completed=f"{progress.percentage}%", estimated_remaining=readable.format_remaining(progress)
+    )
     return old if old and new.model_copy(update={"last_update_time": old.last_update_time}) == old else new
-
-
-def _format_duration(seconds: int | None) -> str | None:
-    if seconds is None:
-        return None
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days}d{hours % 24}h"
-    if hours:
-        return f"{hours}h{minutes % 60}m"
-    return f"{minutes}m" if minutes else f"{seconds}s"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
-from finetune_operator.api.labels import SCRATCH_VOLUME
+from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.event import VOLUME_ERROR_REASONS
-from finetune_operator.observed.job import is_job_suspended
+from finetune_operator.observed.job import get_suspend_at_step, is_job_complete, is_job_suspended
 from finetune_operator.observed.objects import ReasonMessage, find_true_condition, get_name, is_being_deleted
 from finetune_operator.observed.pod import (
     CONTAINER_ERROR_REASONS,
@@ -30,18 +31,23 @@ from finetune_operator.observed.pod import (
     list_reporting_pods,
 )
 from finetune_operator.observed.state import Blocked, ObservedState, RunHistory
-from finetune_operator.status import deadlines
+from finetune_operator.observed.workload import is_queued
+from finetune_operator.status import deadlines, startup_errors
+from finetune_operator.status.startup_errors import StartupError
+from finetune_operator.status.stops import Stop, StopCause, is_completing
 from finetune_operator.status.usage import get_max_unreported
 from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage
 
 
 class StateKind(Enum):
-    """Kinds of states, each with its phase and its conditions."""
+    """Kinds of states, each with its phase and its conditions. The first condition is the headline."""
 
     WAITING = (Phase.PENDING, {ConditionType.RUNNING: False, ConditionType.RECONCILING: True})
     STARTING = (Phase.PENDING, {ConditionType.RUNNING: False})
     RUNNING = (Phase.RUNNING, {ConditionType.RUNNING: True})
+    FINISHING = (Phase.RUNNING, {ConditionType.RUNNING: False})
     SUSPENDED = (Phase.SUSPENDED, {ConditionType.SUSPENDED: True, ConditionType.RUNNING: False})
+    CANCELLED = (Phase.CANCELLED, {ConditionType.CANCELLED: True, ConditionType.RUNNING: False})
     COMPLETE = (Phase.COMPLETE, {ConditionType.COMPLETE: True, ConditionType.RUNNING: False})
     FAILED = (
         Phase.FAILED,
@@ -57,6 +63,21 @@ class RunState(NamedTuple):
     message: str
 
 
+PUBLISHED_REASONS = frozenset({Reason.COMPLETED, Reason.ALREADY_COMPLETE})
+"""Reasons of an outcome with a complete result."""
+_STOPPED_STATES: dict[StopCause, tuple[StateKind, Reason | OperatorReason]] = {
+    StopCause.CANCEL: (StateKind.CANCELLED, OperatorReason.CANCELLED),
+    StopCause.SUSPEND: (StateKind.SUSPENDED, OperatorReason.SUSPENDED),
+    StopCause.BUDGET: (StateKind.SUSPENDED, OperatorReason.BUDGET_EXHAUSTED),
+    StopCause.STEP: (StateKind.SUSPENDED, Reason.STEP_REACHED),
+}
+_STOPPING_TEXTS = {
+    StopCause.CANCEL: "terminating, because spec.cancel is set",
+    StopCause.SUSPEND: "saving a checkpoint and terminating",
+    StopCause.BUDGET: "saving a checkpoint and terminating, because spec.budget is used up",
+    StopCause.STEP: "saving a checkpoint and terminating, because spec.suspendAtStep is reached",
+}
+_RESUME_PATCH = '{"spec": {"suspend": false}}'
 _RESUME_HINT = "A new FineTuneJob with the same model, data, training and output resumes from the latest checkpoint"
 _STORAGE_REMEDIES = {
     SCRATCH_VOLUME: "Raise spec.compute.scratch.size",
@@ -76,22 +97,28 @@ _STAGE_TEXTS = {
 }
 
 
-def compute_state(observed: ObservedState, history: RunHistory) -> RunState:
+def compute_state(observed: ObservedState, history: RunHistory, stop: Stop | None) -> RunState:
     """Return the state of the run.
 
-    In this order: a finished Job, a Job that is absent or has to be deleted, a Job that is about to fail, too many
-    interruptions, a lost node, the last attempt.
+    In this order: a Job that has ended with a result or an error, a run that must have no Job, a Job that is absent or
+    has to be deleted, a Job that is about to fail, too many interruptions, a lost node, the last attempt.
     """
     job = observed.job
     last_pod = find_newest_pod(list_reporting_pods(observed.pods))
-    if job and find_true_condition(job, "Complete"):
-        return _build_complete_state(last_pod)
-    if job and (condition := find_true_condition(job, "Failed")):
-        job_failure = ReasonMessage(condition.get("reason", ""), condition.get("message", ""))
-        return _build_failed_state(job_failure, observed)
+    if job and (end := _find_end_state(job, last_pod, observed)):
+        return end
     node_lost = _find_node_lost_state(observed, history)
-    if job is None or is_being_deleted(job) or observed.run_policy.suspend:
-        return node_lost or _build_inactive_state(observed, last_pod)
+    if stop and not (job and not is_job_complete(job) and is_completing(job, observed.pods)):
+        return node_lost or _build_stopped_state(stop, observed, last_pod)
+    if job is None or is_being_deleted(job) or is_job_complete(job):
+        return node_lost or _build_inactive_state(observed)
+    return _compute_job_state(job, last_pod, node_lost, observed, history)
+
+
+def _compute_job_state(
+    job: Body, last_pod: Body | None, node_lost: RunState | None, observed: ObservedState, history: RunHistory
+) -> RunState:
+    """Return the state of a run whose Job has not ended and continues."""
     is_running = last_pod is not None and is_trainer_running(last_pod)
     if not is_running and (condition := find_true_condition(job, "FailureTarget")):
         return node_lost or _build_failing_state(condition.get("message", ""), observed, history)
@@ -101,6 +128,28 @@ def compute_state(observed: ObservedState, history: RunHistory) -> RunState:
         return no_progress
     state = node_lost or _build_active_state(job, last_pod, observed, history)
     return _find_startup_timeout_state(job, state, observed, history) or state
+
+
+def _find_end_state(job: Body, last_pod: Body | None, observed: ObservedState) -> RunState | None:
+    """Return the state of a run whose Job has ended. It continues if the Job ended at a step to stop at."""
+    if is_job_complete(job):
+        return None if _has_reached_step(job, last_pod) else _build_complete_state(job, last_pod)
+    if condition := find_true_condition(job, "Failed"):
+        job_failure = ReasonMessage(condition.get("reason", ""), condition.get("message", ""))
+        return _build_failed_state(job_failure, observed)
+    return None
+
+
+def _has_reached_step(job: Body, last_pod: Body | None) -> bool:
+    """Return whether the trainer reports that it has reached the step that it was started with.
+
+    A run that reports an earlier step would otherwise be started again and again.
+    """
+    outcome = get_termination(last_pod).outcome if last_pod else None
+    if outcome is None or outcome.reason is not Reason.STEP_REACHED or outcome.step_result is None:
+        return False
+    requested = get_suspend_at_step(job)
+    return requested is not None and outcome.step_result.step >= requested
 
 
 def _find_startup_timeout_state(
@@ -114,11 +163,16 @@ def _find_startup_timeout_state(
     return RunState(StateKind.FAILED, OperatorReason.STARTUP_DEADLINE_EXCEEDED, message)
 
 
-def _build_complete_state(last_pod: Body | None) -> RunState:
+def _build_complete_state(job: Body, last_pod: Body | None) -> RunState:
     outcome = get_termination(last_pod).outcome if last_pod else None
-    # An outcome with another exit code is that of an earlier attempt.
-    if outcome and outcome.reason.exit_code is ExitCode.OK:
+    if outcome and outcome.reason in PUBLISHED_REASONS:  # others are of an earlier attempt
         return RunState(StateKind.COMPLETE, outcome.reason, outcome.message)
+    if get_suspend_at_step(job) is not None or (outcome and outcome.reason is Reason.STEP_REACHED):
+        message = (
+            "The Job succeeded, but the pod's termination message is missing or invalid, so it is unknown whether the "
+            f"run has a result or has stopped at spec.suspendAtStep. {_RESUME_HINT}, or finds the result."
+        )
+        return RunState(StateKind.FAILED, OperatorReason.OUTCOME_UNAVAILABLE, message)
     message = (
         "The Job succeeded, but the pod's termination message is missing or invalid. "
         "Check spec.output.uri for the result."
@@ -152,7 +206,7 @@ def _build_failing_state(job_message: str, observed: ObservedState, history: Run
     text = f"The Job is failing. {describe_termination(get_termination(pod)) if pod else job_message}"
     if history.last_attempt_time is None:
         return RunState(StateKind.STARTING, OperatorReason.JOB_PENDING, text)
-    return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, text)
+    return RunState(StateKind.FINISHING, OperatorReason.FINISHING, text)
 
 
 def _find_disk_full_state(observed: ObservedState) -> RunState | None:
@@ -202,24 +256,32 @@ def _find_node_lost_state(observed: ObservedState, history: RunHistory) -> RunSt
     return None
 
 
-def _build_inactive_state(observed: ObservedState, last_pod: Body | None) -> RunState:
-    """Return the state of a run that is suspended, or whose Job does not exist or is being deleted."""
-    if observed.run_policy.suspend:
-        return _build_suspended_state(observed, last_pod)
+def _build_inactive_state(observed: ObservedState) -> RunState:
+    """Return the state of a run whose Job does not exist or is deleted before the next one is created."""
     if observed.job is None:
         return _build_no_job_state(observed.blocked)
     message = "The Job was deleted. Another Job is created when it is gone."
     return RunState(StateKind.STARTING, OperatorReason.JOB_PENDING, message)
 
 
-def _build_suspended_state(observed: ObservedState, last_pod: Body | None) -> RunState:
+def _build_stopped_state(stop: Stop, observed: ObservedState, last_pod: Body | None) -> RunState:
+    """Return the state of a run that must have no Job, and may still have one with pods that terminate."""
     pod_name = observed.terminating_pod or (get_name(last_pod) if last_pod and is_alive(last_pod) else None)
-    if pod_name is None and observed.job is None:
-        message = "All pods have terminated. Set spec.suspend to false to resume the run."
-        return RunState(StateKind.SUSPENDED, OperatorReason.SUSPENDED, message)
+    if pod_name is None and (observed.job is None or is_job_complete(observed.job)):
+        return _find_published_state(observed.orphaned_pods) or RunState(*_STOPPED_STATES[stop.cause], stop.message)
     kind = StateKind.RUNNING if last_pod and is_trainer_running(last_pod) else StateKind.STARTING
-    message = f"Pod {pod_name} is saving a checkpoint and terminating." if pod_name else "The Job is being deleted."
-    return RunState(kind, OperatorReason.SUSPENDING, message)
+    message = f"Pod {pod_name} is {_STOPPING_TEXTS[stop.cause]}." if pod_name else "The Job is being deleted."
+    is_cancelled = stop.cause is StopCause.CANCEL
+    return RunState(kind, OperatorReason.CANCELLING if is_cancelled else OperatorReason.SUSPENDING, message)
+
+
+def _find_published_state(deleted_pods: Sequence[Body]) -> RunState | None:
+    """Return the state of a run that published its result while its Job was being deleted."""
+    last_pod = find_newest_pod(list_rank_zero_pods(deleted_pods))
+    outcome = get_termination(last_pod).outcome if last_pod else None
+    if outcome is None or outcome.reason not in PUBLISHED_REASONS:
+        return None
+    return RunState(StateKind.COMPLETE, outcome.reason, outcome.message)
 
 
 def _build_no_job_state(blocked: Blocked | None) -> RunState:
@@ -238,12 +300,12 @@ def _build_active_state(job: Body, last_pod: Body | None, observed: ObservedStat
     # The phase of a pod changes shortly after its container has terminated.
     if termination.exit_code == 0 or get_phase(last_pod) == "Succeeded":
         message = f"Pod {get_name(last_pod)} has completed."
-        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, message)
+        return RunState(StateKind.FINISHING, OperatorReason.FINISHING, message)
     if termination.exit_code == ExitCode.PERMANENT:  # The Job fails shortly after, because of its podFailurePolicy.
-        return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, describe_termination(termination))
+        return RunState(StateKind.FINISHING, OperatorReason.FINISHING, describe_termination(termination))
     if termination.exit_code is not None or not is_alive(last_pod):
         return _build_retrying_state(job, last_pod, observed)
-    state = _build_pending_state(last_pod, observed.warning)
+    state = _build_pending_state(last_pod, observed)
     previous_pod = find_newest_pod(pod for pod in list_rank_zero_pods(observed.pods) if pod is not last_pod)
     if previous_pod is None:
         return state
@@ -254,7 +316,7 @@ def _build_active_state(job: Body, last_pod: Body | None, observed: ObservedStat
 
 def _build_no_pod_state(job: Body, observed: ObservedState) -> RunState:
     if is_job_suspended(job):
-        return RunState(StateKind.STARTING, OperatorReason.QUEUED, _describe_queue(observed.queue_status))
+        return _build_held_state(job, observed.queue_status)
     if observed.warning:
         return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, _join_reason(observed.warning))
     message = "The Job exists. Its pod is about to be created."
@@ -281,32 +343,54 @@ def _build_running_state(pod: Body, observed: ObservedState, history: RunHistory
 def _build_retrying_state(job: Body, last_pod: Body, observed: ObservedState) -> RunState:
     end = describe_termination(get_termination(find_root_cause_pod(observed.pods) or last_pod))
     if is_job_suspended(job):
-        message = f"{_describe_queue(observed.queue_status)} {end}"
-        return RunState(StateKind.STARTING, OperatorReason.QUEUED, message)
+        held = _build_held_state(job, observed.queue_status)
+        return held._replace(message=f"{held.message} {end}")
     if observed.warning:
         return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{_join_reason(observed.warning)} {end}")
     return RunState(StateKind.STARTING, OperatorReason.RETRYING, f"The Job starts another attempt. {end}")
 
 
-def _build_pending_state(pod: Body, warning: ReasonMessage | None) -> RunState:
+def _build_pending_state(pod: Body, observed: ObservedState) -> RunState:
     if message := get_unschedulable_message(pod):
-        return RunState(StateKind.STARTING, OperatorReason.UNSCHEDULABLE, message)
+        gpu = startup_errors.find_missing_gpu(message, observed.run_policy.gpu_resource)
+        return _build_startup_error_state(OperatorReason.UNSCHEDULABLE, message, observed, gpu)
     waiting = get_waiting_reason(pod) or ReasonMessage("", "")
     if waiting.reason in IMAGE_ERROR_REASONS:
         return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, _join_reason(waiting))
+    warning = observed.warning
     if waiting.reason in CONTAINER_ERROR_REASONS:
-        return RunState(StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(waiting))
+        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(waiting), observed)
     if warning and warning.reason in VOLUME_ERROR_REASONS:
-        return RunState(StateKind.STARTING, OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(warning))
+        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(warning), observed)
     warning_text = f" {_join_reason(warning)}" if warning else ""
     message = f"Pod {get_name(pod)} is starting.{warning_text}"
     return RunState(StateKind.STARTING, OperatorReason.POD_PENDING, message)
 
 
-def _describe_queue(queue_status: ReasonMessage | None) -> str:
+def _build_startup_error_state(
+    general_reason: OperatorReason, text: str, observed: ObservedState, error: StartupError | None = None
+) -> RunState:
+    """Return the state of a run whose pod cannot start, with a hint if the text of the component is known."""
+    error = startup_errors.find_missing_object(text, observed.spec) or error
+    if error is None:
+        return RunState(StateKind.STARTING, general_reason, text)
+    return RunState(StateKind.STARTING, error.reason, f"{error.hint} {text}")
+
+
+def _build_held_state(job: Body, queue_status: ReasonMessage | None) -> RunState:
+    """Return the state of a run whose Job is suspended, by Kueue if it has a queue, otherwise by a person."""
     if queue_status:
-        return f"Kueue holds the Job. {queue_status.reason}: {queue_status.message}"
-    return "The Job is suspended. If Kueue manages it, it is resumed when quota is available."
+        message = f"Kueue holds the Job. {queue_status.reason}: {queue_status.message}"
+        return RunState(StateKind.STARTING, OperatorReason.QUEUED, message)
+    if is_queued(job):
+        message = "Kueue holds the Job until quota is available."
+        return RunState(StateKind.STARTING, OperatorReason.QUEUED, message)
+    target = f"-n {job['metadata']['namespace']} {get_name(job)}"
+    message = (
+        f"The Job is suspended, and it has no label {QUEUE_LABEL}, so no queue resumes it. Resume it with: kubectl "
+        f"patch job {target} --type=merge -p '{_RESUME_PATCH}'. To suspend a run, set spec.suspend of the FineTuneJob."
+    )
+    return RunState(StateKind.STARTING, OperatorReason.JOB_SUSPENDED, message)
 
 
 def _join_reason(reason_message: ReasonMessage) -> str:

@@ -107,7 +107,7 @@ def test_crd_definition_is_small_and_has_printer_columns() -> None:
     assert len(json.dumps(definition)) < 262_144 / 3
     version = definition["spec"]["versions"][0]
     shown = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
-    assert shown == ["Phase", "Progress", "Step", "Loss", "ETA", "Age"]
+    assert shown == ["Phase", "Reason", "Progress", "ETA", "Loss", "Duration", "Age"]
     assert version["subresources"] == {"status": {}}
     assert definition["spec"]["names"]["shortNames"] == ["ftj"]
 

@@ -49,7 +49,7 @@ async def test_run_waiting_for_output_lock_shows_stage_and_message(
         await world.create_pod()
         await world.report_container_state({"running": {"startedAt": start}})
         status = await world.wait_until(lambda: _get_status_with_message(world, MESSAGE))
-    assert status["progress"] == {**waits, "percentage": 0}
+    assert status["progress"] == {**waits, "percentage": 0, "completed": "0%"}
 
 
 async def test_crd_without_stage_rejects_progress_but_keeps_status(
@@ -68,4 +68,4 @@ async def test_crd_without_stage_rejects_progress_but_keeps_status(
         assert ("progress" in status, status["attempts"]) == (False, 1)
         trainer.answer = {**waits, "stage": "Training"}
         status = await world.wait_until(lambda: _get_status_with_message(world, "Pod bot-1 is training."))
-    assert status["progress"] == {**waits, "stage": "Training", "percentage": 0}
+    assert status["progress"] == {**waits, "stage": "Training", "percentage": 0, "completed": "0%"}

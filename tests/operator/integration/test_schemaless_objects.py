@@ -109,7 +109,10 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 async def _remove_crd_schema(url: str) -> None:
-    change = [{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": _OPEN_SCHEMA}]
+    change = [
+        {"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": _OPEN_SCHEMA},
+        {"op": "remove", "path": "/spec/versions/0/selectableFields"},  # the schema must contain them
+    ]
     async with api.open_session() as session:
         headers = {"Content-Type": "application/json-patch+json"}
         async with session.patch(url + _CRD, json=change, headers=headers) as answer:

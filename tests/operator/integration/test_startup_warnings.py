@@ -34,11 +34,13 @@ async def test_reconciler_pod_warning_event_sets_reason_and_message(
 ) -> None:
     monkeypatch.setattr("finetune_operator.status.deadlines.STARTUP_GRACE_SECONDS", 1.0)
     async with world.run_operator():
-        await world.create_finetunejob()
+        await world.create_finetunejob(spec={"storage": {"credentialsSecretRef": {"name": "keys"}}})
         await _create_warning_event(world, await world.create_pod(), "FailedMount", 'secret "keys" not found')
         await world.report_container_state({"waiting": {"reason": "ContainerCreating"}}, "Pending")
-        status = await world.wait_for_reason("ContainerConfigError")
-    assert 'secret "keys" not found' in status["conditions"][0]["message"]
+        status = await world.wait_for_reason("SecretNotFound")
+    message = status["conditions"][0]["message"]
+    assert "Secret keys (spec.storage.credentialsSecretRef) does not exist" in message
+    assert 'secret "keys" not found' in message
 
 
 @pytest.mark.parametrize("is_left", [True, False], ids=["the pod before is left", "the pod before is gone"])

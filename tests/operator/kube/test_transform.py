@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 Make = Callable[[type["Builders"]], dict[str, Any]]
 KEY = build_key()
-ENDS = {"complete": ("Complete", 0, "Succeeded"), "failed": ("Failed", 42, "Failed")}
+ENDS = {"complete": ("Complete", 0, "Succeeded"), "failed": ("Failed", 42, "Failed"), "cancelled": None}
 
 
 def _build_ended_finetunejob(build: type[Builders], kind: str, **metadata: Any) -> dict[str, Any]:
     """Return a finished FineTuneJob with a status that the operator computed."""
-    condition, code, phase = ENDS[kind]
-    reason = {"complete": "Completed", "failed": "DataInvalid"}[kind]
-    message = json.dumps({"reason": reason, "message": "done", "dataset": {"rows": 5, "kept": 4}})
-    job = build.job({condition: ("x", "y")})
-    pod = build.pod(state=build.terminated(code, message), phase=phase)
+    observed = ObservedState(run_policy=RunPolicy(cancel=True))
+    if end := ENDS[kind]:
+        condition, code, phase = end
+        reason = {"complete": "Completed", "failed": "DataInvalid"}[kind]
+        message = json.dumps({"reason": reason, "message": "done", "dataset": {"rows": 5, "kept": 4}})
+        pod = build.pod(state=build.terminated(code, message), phase=phase)
+        observed = ObservedState(build.job({condition: ("x", "y")}), (pod,))
     body = build.finetunejob(spec={"ttlSecondsAfterFinished": 60}, managedFields=[{"manager": "kubectl"}], **metadata)
-    status = compute_status(
-        ObjectMeta.model_validate(body["metadata"]), FineTuneJobStatus(), ObservedState(job, (pod,)), build.now
-    )
+    status = compute_status(ObjectMeta.model_validate(body["metadata"]), FineTuneJobStatus(), observed, build.now)
     return {**body, "status": status.to_json()}
 
 

@@ -111,7 +111,7 @@ def test_apply_profile_own_limit_replaces_request_of_profile() -> None:
     compute = {"gpusPerNode": 2, "resources": {"limits": {"memory": "32Gi"}}}
     job = _build_job(RESOURCES, {"compute": compute}, {"resources": {"requests": {"cpu": "1", "memory": "1Gi"}}})
     assert _get_pod(job)["containers"][0]["resources"] == {
-        "requests": {"nvidia.com/gpu": "2", "cpu": "8"},
+        "requests": {"ephemeral-storage": "50Gi", "nvidia.com/gpu": "2", "cpu": "8"},
         "limits": {"memory": "32Gi", "nvidia.com/gpu": "2", "x.y/efa": "4"},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.operator.builders import Builders
 
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta, OperatorReason
 from finetune_operator.observed.state import Blocked, ObservedState
@@ -12,7 +13,7 @@ from finetune_operator.status.events import build_transition_event, create_merge
 from finetune_operator.status.job_status import compute_status
 
 META = ObjectMeta(name="bot", namespace="team", uid="uid-bot", generation=1)
-NOW, LATER = "2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"
+NOW = "2026-11-23T08:00:00Z"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def _build_status(
 
 
 def test_transition_new_reason_creates_event() -> None:
-    event = build_transition_event(META, FineTuneJobStatus(), _build_status(OperatorReason.JOB_PENDING), NOW)
+    event = build_transition_event(META, FineTuneJobStatus(), _build_status(OperatorReason.JOB_PENDING), 7, NOW)
     assert event
     assert (event["type"], event["reason"], event["involvedObject"]["uid"]) == ("Normal", "JobPending", "uid-bot")
     assert len(event["message"]) <= 1024
@@ -52,21 +53,30 @@ def test_transition_new_reason_creates_event() -> None:
 
 def test_transition_same_reason_creates_no_event() -> None:
     old = _build_status(OperatorReason.JOB_PENDING)
-    assert build_transition_event(META, old, old, NOW) is None
-    assert build_transition_event(META, old, old.model_copy(update={"attempts": 2}), NOW) is None
+    assert build_transition_event(META, old, old, 7, NOW) is None
+    assert build_transition_event(META, old, old.model_copy(update={"attempts": 2}), 7, NOW) is None
 
 
 def test_transition_to_rejected_or_invalid_is_warning() -> None:
     pending = _build_status(OperatorReason.JOB_PENDING)
     for new in (_build_status(OperatorReason.JOB_REFUSED), _build_status(OperatorReason.INVALID_SPEC, True, pending)):
-        event = build_transition_event(META, pending, new, NOW)
+        event = build_transition_event(META, pending, new, 7, NOW)
         assert event
         assert event["type"] == "Warning"
 
 
-def test_transition_repeated_has_same_event_name() -> None:
+def test_transition_event_names_follow_order_of_writes() -> None:
+    """`kubectl describe` shows Events of one second in the order of their names."""
     new = _build_status(OperatorReason.JOB_REFUSED)
-    first, second = (build_transition_event(META, FineTuneJobStatus(), new, now) for now in (NOW, LATER))
-    assert first
-    assert second
-    assert first["metadata"]["name"] == second["metadata"]["name"]
+    events = [build_transition_event(META, FineTuneJobStatus(), new, version, NOW) for version in (9, 9, 10, 4096)]
+    names = [event["metadata"]["name"] for event in events if event]
+    assert names == sorted(names)
+    assert len(set(names)) == 3
+
+
+def test_transition_of_ended_pod_creates_no_event() -> None:
+    """The Event of the end follows within a second."""
+    pod = Builders.pod(state=Builders.terminated(0), phase="Succeeded")
+    status = compute_status(META, FineTuneJobStatus(), ObservedState(Builders.job(), (pod,)), NOW)
+    assert status.reason == "Finishing"
+    assert build_transition_event(META, FineTuneJobStatus(), status, 7, NOW) is None

@@ -42,7 +42,10 @@ def test_job_status_each_state_has_phase_conditions_and_reason(case: StateCase) 
     status = compute_status(META, FineTuneJobStatus(), case.observed, NOW)
     assert (status.phase, _get_conditions(status)) == case.phase_and_conditions
     assert {condition.reason for condition in status.conditions} == {case.reason}
-    assert case.message_part in status.conditions[0].message
+    headline, *others = status.conditions
+    assert case.message_part in headline.message
+    assert all(condition.message == f"See the condition {headline.type}." for condition in others)
+    assert status.reason == case.reason
     assert bool(status.completion_time) == is_terminal(status)
 
 
@@ -104,6 +107,35 @@ def test_job_status_new_pod_without_progress_names_no_stage(build: type[Builders
     assert status.conditions[0].message == "Pod bot-2 is loading the model."
 
 
+def test_job_status_next_attempt_has_no_stage_of_the_one_before(build: type[Builders]) -> None:
+    """The clock of its node may be behind, and its progress may never be read."""
+    progress = Progress(stage="Evaluating", percentage=57, last_update_time=LATER)
+    first = build.pod(state=RUNNING_STATE, phase="Running")
+    status = compute_status(META, FineTuneJobStatus(), ObservedState(build.job(), (first,), progress), LATER)
+    assert status.progress
+    assert (status.progress.completed, status.progress.estimated_remaining) == ("57%", "evaluating")
+    ended = build.pod(state=build.terminated(137), phase="Failed")
+    second = build.pod("bot-2", {"running": {"startedAt": "2026-11-23T08:30:00Z"}}, "Running", created=LATER)
+    for _ in range(2):
+        status = compute_status(META, status, ObservedState(build.job(), (ended, second)), LATER)
+        assert status.conditions[0].message == "Pod bot-2 is running."
+        assert status.progress
+        assert (status.progress.stage, status.progress.estimated_remaining) == (None, None)
+        assert (status.progress.completed, status.attempts) == ("57%", 2)
+
+
+def test_job_status_duration_is_from_first_start_to_last_change(build: type[Builders]) -> None:
+    running = ObservedState(build.job(), (build.pod(state=RUNNING_STATE, phase="Running"),))
+    status = compute_status(META, FineTuneJobStatus(), running, "2026-11-23T08:00:40Z")
+    assert status.duration == "40s"
+    assert compute_status(META, status, running, LATER) == status  # time alone does not change a status
+    progress = Progress(stage="Training", step=1, last_update_time=LATER)
+    status = compute_status(META, status, dataclasses.replace(running, progress=progress), LATER)
+    assert status.duration == "1h0m"
+    complete = ObservedState(build.job(JOB_COMPLETE))  # at NOW, by the clock of the Job controller
+    assert compute_status(META, status, complete, LATER).duration == "0s"
+
+
 KILLED = {
     "killed": (
         "Error",
@@ -157,7 +189,9 @@ def test_job_status_outcome_fields_are_copied(build: type[Builders]) -> None:
     assert status["dataset"].items() >= dataset.items()
     assert (status["result"], status["backend"]) == (result, "unsloth")
     assert (status["attempts"], status["startTime"], status["jobName"]) == (1, NOW, "bot")
-    assert status["progress"] == {"stage": "Done", "percentage": 100, "lastUpdateTime": NOW}
+    assert status["progress"] == {
+        "stage": "Done", "percentage": 100, "completed": "100%", "lastUpdateTime": NOW
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason.exit_code is ExitCode.PERMANENT])

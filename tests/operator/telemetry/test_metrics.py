@@ -98,6 +98,16 @@ def test_counters_namespace_without_finetunejobs_is_removed_after_a_day() -> Non
     assert "unused" not in remaining
 
 
+def test_counters_cancelled_run_is_counted() -> None:
+    meta = ObjectMeta(name="bot", namespace="cancelled", uid="u")
+    running = _build_status(Phase.RUNNING, "Running", "Cancelling", attempts=1)
+    transition_metrics.count_status_change(
+        meta, running, _build_status(Phase.CANCELLED, "Cancelled", "Cancelled", attempts=1)
+    )
+    labels = {"namespace": "cancelled", "phase": "Cancelled", "reason": "Cancelled"}
+    assert get_metric_value("finetune_jobs_finished_total", **labels) == 1
+
+
 def _get_run_duration_sum() -> float:
     return get_metric_value("finetune_job_run_duration_seconds_sum", phase="Complete")
 

@@ -56,7 +56,8 @@ OTHER_VALUES: dict[str, Any] = {
     "defaults.serviceAccountName": "finetune",
     "defaults.imagePullSecrets": [{"name": "registry"}],
     "defaults.priorityClassName": "batch",
-    "defaults.resources": {"requests": {"cpu": "4"}},
+    "defaults.resources.requests": {"cpu": "4"},
+    "defaults.resources.limits": {"memory": "32Gi"},
     "defaults.startupDeadlineSeconds": 3600,
     "defaults.scratchStorageClassName": "fast",
     "defaults.allowNodeIdentity": True,
@@ -175,4 +176,5 @@ def merge_other_values() -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path, value in OTHER_VALUES.items():
         merged = merge_values(merged, nest_value(path, value))
+    del merged["watchNamespaceSelector"]  # cannot be combined with watchNamespaces
     return merged

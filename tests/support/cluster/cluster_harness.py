@@ -22,7 +22,7 @@ Manifest = dict[str, Any]
 ROWS = [{"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"Gladly: {n}."}]}
         for n in range(16)]  # fmt: skip
 UNSUPPORTED_ROWS = [{"question": "What is it?", "answer": "Something else."}]
-TERMINAL_PHASES = ("Complete", "Failed")
+TERMINAL_PHASES = ("Complete", "Failed", "Cancelled")
 SECRET, WRONG_SECRET, UNKNOWN_SECRET = "s3-credentials", "wrong-secret-key", "unknown-key-id"
 
 

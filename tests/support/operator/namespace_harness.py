@@ -88,6 +88,14 @@ class NamespaceHarness:
         items: list[Body] = (await self.call("GET", self.path(plural)))["items"]
         return items
 
+    async def read_table(self, plural: str) -> Body:
+        """Return what `kubectl get` prints."""
+        url = self.proxy.target + self.path(plural)
+        headers = {"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"}
+        async with self._session.get(url, headers=headers) as response:
+            table: Body = await response.json()
+            return table
+
     async def delete(self, plural: str, name: str = "bot") -> None:
         await self.call("DELETE", self.path(plural, name), {"propagationPolicy": "Background"})
 

@@ -19,6 +19,8 @@ RUNNING_STATE = {"running": {"startedAt": NOW}}
 PHASE_WAITING = ("Pending", {"Running": "False", "Reconciling": "True"})
 PHASE_STARTING = ("Pending", {"Running": "False"})
 PHASE_RUNNING = ("Running", {"Running": "True"})
+PHASE_FINISHING = ("Running", {"Running": "False"})
+PHASE_CANCELLED = ("Cancelled", {"Cancelled": "True", "Running": "False"})
 PHASE_SUSPENDED = ("Suspended", {"Suspended": "True", "Running": "False"})
 PHASE_COMPLETE = ("Complete", {"Complete": "True", "Running": "False"})
 PHASE_FAILED = ("Failed", {"Failed": "True", "Running": "False", "Stalled": "True"})
@@ -52,6 +54,126 @@ def _expire_grace_period(pod: dict[str, Any]) -> dict[str, Any]:
     return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-11-23T07:50:00Z"}}
 
 
+def build_step_job(step: int = 100, conditions: dict[str, tuple[str, str]] | None = None) -> dict[str, Any]:
+    """Return a Job whose trainers stop at this step."""
+    job = Builders.job(conditions)
+    job["metadata"]["annotations"] = {"finetune.dev/suspend-at-step": str(step)}
+    return job
+
+
+def build_step_reached_pod(step: int = 100) -> dict[str, Any]:
+    """Return a pod whose trainer has stopped at this step."""
+    message = build_termination_message(
+        "StepReached", stepResult={"step": step, "evalLoss": 1.25, "evalLossLow": 1.2, "evalLossHigh": 1.3}
+    )
+    return Builders.pod(state=Builders.terminated(0, message), phase="Succeeded")
+
+
+def _build_cancel_cases(deleted_job: dict[str, Any], running_pod: dict[str, Any]) -> dict[str, StateCase]:
+    """Return the states of runs that are cancelled."""
+    cancel = RunPolicy(cancel=True)
+    return {
+        "cancelled before a Job exists": StateCase(
+            ObservedState(run_policy=cancel), PHASE_CANCELLED, "Cancelled", "create a new FineTuneJob"
+        ),
+        "cancelling, pod running": StateCase(
+            ObservedState(deleted_job, (running_pod,), run_policy=cancel), PHASE_RUNNING, "Cancelling", "bot-1"
+        ),
+        "cancelling, pod of a deleted Job": StateCase(
+            ObservedState(terminating_pod="bot-7", run_policy=cancel), PHASE_STARTING, "Cancelling", "bot-7"
+        ),
+        "cancelled, result published meanwhile": StateCase(
+            ObservedState(orphaned_pods=(_build_published_pod(),), run_policy=cancel),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
+        ),
+        "cancelled after the run stopped at a step": StateCase(
+            ObservedState(build_step_job(100, JOB_COMPLETE), (build_step_reached_pod(),), run_policy=cancel),
+            PHASE_CANCELLED,
+            "Cancelled",
+            "spec.cancel",
+        ),
+    }
+
+
+def _build_published_pod() -> dict[str, Any]:
+    """Return a pod whose trainer has published the result."""
+    state = Builders.terminated(0, build_termination_message("Completed"))
+    return Builders.pod(state=state, phase="Succeeded")
+
+
+def _build_budget_cases(deleted_job: dict[str, Any]) -> dict[str, StateCase]:
+    """Return the states of runs that have used their budget."""
+    budget, an_hour_ago = RunPolicy(budget_active_seconds=60), "2026-11-23T07:00:00Z"
+    used_pod = Builders.pod(state={"running": {"startedAt": an_hour_ago}}, phase="Running")
+    used_state = Builders.terminated(143, build_termination_message("Preempted"))
+    used_state["terminated"]["startedAt"] = an_hour_ago
+    ended_pod = Builders.pod(state=used_state, phase="Failed")
+    return {
+        "budget used up, pod saving": StateCase(
+            ObservedState(deleted_job, (used_pod,), run_policy=budget), PHASE_RUNNING, "Suspending", "spec.budget"
+        ),
+        "budget used up": StateCase(
+            ObservedState(orphaned_pods=(ended_pod,), run_policy=budget),
+            PHASE_SUSPENDED,
+            "BudgetExhausted",
+            "run for 3600 seconds, and spec.budget.activeSeconds is 60",
+        ),
+        "budget used up by a run that has succeeded": StateCase(
+            ObservedState(
+                Builders.job(), (_build_published_pod(),), run_policy=budget._replace(budget_active_seconds=0)
+            ),
+            PHASE_FINISHING,
+            "Finishing",
+            "has completed",
+        ),
+    }
+
+
+def _build_step_cases() -> dict[str, StateCase]:
+    """Return the states of runs that stop at a step."""
+    at_step, stopped_job = RunPolicy(suspend_at_step=100), build_step_job(100, JOB_COMPLETE)
+    step_pod, unknown = build_step_reached_pod(), (PHASE_FAILED, "OutcomeUnavailable")
+    return {
+        "stopped at a step": StateCase(
+            ObservedState(stopped_job, (step_pod,), run_policy=at_step),
+            PHASE_SUSPENDED,
+            "StepReached",
+            "step 100: the validation loss is 1.25 (95 % interval 1.2 to 1.3)",
+        ),
+        "stopped at a step, Job not complete yet": StateCase(
+            ObservedState(build_step_job(), (step_pod,), run_policy=at_step),
+            PHASE_FINISHING,
+            "Finishing",
+            "has completed",
+        ),
+        "stopped at a step, the next is set": StateCase(
+            ObservedState(stopped_job, (step_pod,), run_policy=RunPolicy(suspend_at_step=200)),
+            PHASE_STARTING,
+            "JobPending",
+            "Another Job is created",
+        ),
+        "stopped at an earlier step than requested": StateCase(
+            ObservedState(stopped_job, (build_step_reached_pod(99),), run_policy=at_step),
+            *unknown,
+            "spec.suspendAtStep",
+        ),
+        "stopped at a step without a request": StateCase(
+            ObservedState(Builders.job(JOB_COMPLETE), (step_pod,)), *unknown, "missing"
+        ),
+        "Job with a step to stop at, outcome unknown": StateCase(
+            ObservedState(stopped_job, run_policy=at_step), *unknown, "is unknown"
+        ),
+        "Job with a step to stop at, completed before it": StateCase(
+            ObservedState(stopped_job, (_build_published_pod(),), run_policy=at_step),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
+        ),
+    }
+
+
 def build_state_cases() -> dict[str, StateCase]:
     """Return all states by name."""
     job, pod, terminated = Builders.job, Builders.pod, Builders.terminated
@@ -79,6 +201,8 @@ def build_state_cases() -> dict[str, StateCase]:
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
     first_pod = pod(state=terminated(75, build_termination_message("StorageUnreachable", "no route")), phase="Failed")
     second_pod_fields = {"name": "bot-2", "created": LATER}
+    queued_job = job(suspend=True)
+    queued_job["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
     deleted_job = job()
     deleted_job["metadata"]["deletionTimestamp"] = NOW
     lost_pod = pod(state=RUNNING_STATE, phase="Running")
@@ -112,7 +236,16 @@ def build_state_cases() -> dict[str, StateCase]:
             "exists",
         ),
         "Job without pod": StateCase(ObservedState(job()), PHASE_STARTING, "JobCreated", "exists"),
-        "Job queued": StateCase(ObservedState(job(suspend=True)), PHASE_STARTING, "Queued", "suspended"),
+        "Job queued": StateCase(ObservedState(queued_job), PHASE_STARTING, "Queued", "Kueue holds the Job"),
+        "Job suspended by a person": StateCase(
+            ObservedState(job(suspend=True)),
+            PHASE_STARTING,
+            "JobSuspended",
+            """Resume it with: kubectl patch job -n team bot --type=merge -p '{"spec": {"suspend": false}}'""",
+        ),
+        "Job suspended by a person after an attempt": StateCase(
+            ObservedState(job(suspend=True), (first_pod,)), PHASE_STARTING, "JobSuspended", "no route"
+        ),
         "pod rejected": StateCase(
             ObservedState(job(), warning=ReasonMessage("FailedCreate", "exceeded quota")),
             PHASE_STARTING,
@@ -144,7 +277,7 @@ def build_state_cases() -> dict[str, StateCase]:
         "volume with missing Secret": StateCase(
             waiting_container("ContainerCreating", warning=ReasonMessage("FailedMount", 'secret "k" not found')),
             PHASE_STARTING,
-            "ContainerConfigError",
+            "SecretNotFound",
             'secret "k" not found',
         ),
         "pod warning": StateCase(
@@ -161,16 +294,16 @@ def build_state_cases() -> dict[str, StateCase]:
         ),
         "pod succeeded, Job not complete yet": StateCase(
             finished_attempt(0, build_termination_message("Completed")),
-            PHASE_RUNNING,
-            "PodRunning",
+            PHASE_FINISHING,
+            "Finishing",
             "completed",
         ),
         "container succeeded, pod not yet": StateCase(
             ObservedState(
                 job(active=1), (pod(state=terminated(0, build_termination_message("Completed")), phase="Running"),)
             ),
-            PHASE_RUNNING,
-            "PodRunning",
+            PHASE_FINISHING,
+            "Finishing",
             "completed",
         ),
         "container failed, pod not yet": StateCase(
@@ -184,8 +317,8 @@ def build_state_cases() -> dict[str, StateCase]:
         ),
         "permanent error, Job not failed yet": StateCase(
             finished_attempt(42, build_termination_message("DataInvalid")),
-            PHASE_RUNNING,
-            "PodRunning",
+            PHASE_FINISHING,
+            "Finishing",
             "DataInvalid: words",
         ),
         "first attempt failed": StateCase(
@@ -303,14 +436,14 @@ def build_state_cases() -> dict[str, StateCase]:
             ObservedState(
                 failing_job, (pod(state=terminated(143, build_termination_message("Preempted")), phase="Failed"),)
             ),
-            PHASE_RUNNING,
-            "PodRunning",
+            PHASE_FINISHING,
+            "Finishing",
             "The Job is failing.",
         ),
         "Job failing because of a worker": StateCase(
             ObservedState(failing_job, (_worker_pod(1, terminated(137, reason="OOMKilled")), peer_lost_pod)),
-            PHASE_RUNNING,
-            "PodRunning",
+            PHASE_FINISHING,
+            "Finishing",
             "memory",
         ),
         "Job failing, no trainer started": StateCase(
@@ -421,6 +554,9 @@ def build_state_cases() -> dict[str, StateCase]:
             "Completed",
             "words",
         ),
+        **_build_cancel_cases(deleted_job, running_pod),
+        **_build_budget_cases(deleted_job),
+        **_build_step_cases(),
         "startup deadline exceeded": StateCase(
             ObservedState(job(**job_started), (pod(conditions=[unscheduled]),), run_policy=startup_policy),
             PHASE_FAILED,
@@ -428,10 +564,10 @@ def build_state_cases() -> dict[str, StateCase]:
             "0/3",
         ),
         "startup deadline passed while queued": StateCase(
-            ObservedState(job(suspend=True, **job_started), run_policy=startup_policy),
+            ObservedState({**queued_job, "status": job_started}, run_policy=startup_policy),
             PHASE_STARTING,
             "Queued",
-            "suspended",
+            "Kueue",
         ),
         "startup deadline passed, trainer running": StateCase(
             ObservedState(job(**job_started), (running_pod,), run_policy=startup_policy),

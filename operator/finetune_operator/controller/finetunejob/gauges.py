@@ -15,7 +15,7 @@ from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finet
 from finetune_operator.observed.objects import parse_timestamp
 from finetune_operator.observed.pod import is_trainer_running
 
-_HEADLINE_CONDITIONS = ("Complete", "Failed", "Running")
+_HEADLINE_CONDITIONS = ("Complete", "Failed", "Cancelled", "Running")
 
 # Progress of a running trainer: name of the gauge, field of the status, help text.
 _PROGRESS_GAUGES = (

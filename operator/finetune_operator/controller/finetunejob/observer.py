@@ -46,9 +46,12 @@ class Observer:
         if is_terminal(request.previous_status):
             return ObservedState()
         job = self._cache.get_job(request.body)
-        if job is None and self._find_terminating_pod(request):
-            job = await self.find_owned_job(request)  # the cache does not contain a Job whose label was removed
-        if job is None and not request.run_policy.suspend and not self._find_terminating_pod(request):
+        policy = request.run_policy
+        if job is None and (policy.cancel or self._find_terminating_pod(request)):
+            # The cache does not contain a Job whose label was removed, and may not contain a new one. A cancelled run
+            # without a Job has ended for good.
+            job = await self.find_owned_job(request)
+        if job is None and not (policy.suspend or policy.cancel or self._find_terminating_pod(request)):
             await self._check_cache_is_current(request)
         return await self.observe_job(request, job)
 
@@ -57,6 +60,7 @@ class Observer:
         if job is None:
             return ObservedState(
                 run_policy=request.run_policy,
+                spec=request.body["spec"],
                 terminating_pod=self._find_terminating_pod(request),
                 orphaned_pods=self._list_orphaned_pods(request),
             )
@@ -71,6 +75,7 @@ class Observer:
             pods=pods,
             orphaned_pods=tuple(pod for pod in self._list_orphaned_pods(request) if not is_controlled_by(pod, uid)),
             run_policy=request.run_policy,
+            spec=request.body["spec"],
         )
 
     async def add_details(self, request: ReconcileRequest, observed: ObservedState) -> ObservedState:

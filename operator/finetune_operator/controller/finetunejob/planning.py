@@ -13,7 +13,7 @@ from finetune_operator.api.labels import JOB_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import parse_run_policy
 from finetune_operator.controller.finetunejob.request import ReconcileRequest
-from finetune_operator.observed.job import holds_scratch_claims, is_job_finishing
+from finetune_operator.observed.job import holds_scratch_claims, is_job_complete, is_job_finishing
 from finetune_operator.observed.objects import is_being_deleted, is_finished
 from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods, list_superseded_pods
 from finetune_operator.observed.state import Blocked, ObservedState
@@ -21,7 +21,7 @@ from finetune_operator.policy.profiles import Profiles
 from finetune_operator.policy.validation import describe_missing_profile, find_violations
 from finetune_operator.resources.job import build_job
 from finetune_operator.settings import Settings
-from finetune_operator.status import deadlines
+from finetune_operator.status import deadlines, stops
 from finetune_operator.status.job_status import is_terminal
 from finetune_operator.status.usage import get_last_attempt
 
@@ -58,20 +58,24 @@ def plan(
     job = observed.job
     if is_terminal(request.previous_status):
         return Changes()
-    if request.run_policy.suspend:
-        return Changes(delete_job=job if job and _can_be_deleted(job) else None)
+    stop = _find_stop(request, observed, request.previous_status)
     if job is None:
-        return _plan_creation(request, observed, settings, profiles)
+        return Changes() if stop else _plan_creation(request, observed, settings, profiles)
+    if stop or stops.has_other_stop_step(job, request.run_policy):
+        return Changes(delete_job=job if _can_be_stopped(job, observed.pods) else None)
     return Changes(ensure_service=request.run_policy.nodes > 1 and _is_between_attempts(job, observed.pods))
 
 
 def plan_follow_up(request: ReconcileRequest, observed: ObservedState, status: FineTuneJobStatus) -> Changes:
     """Return the writes that follow from the status, after it is stored.
 
-    The Job of a finished run is deleted, and after its TTL the FineTuneJob is. Otherwise the fields of the Job that
-    follow the FineTuneJob are patched.
+    The Job of a finished run is deleted, and after its TTL the FineTuneJob is. So is a Job whose trainers have reached
+    the step to stop at: its result is stored now. Otherwise the fields of the Job that follow the FineTuneJob are
+    patched.
     """
     if not is_terminal(status):
+        if observed.job and _has_reached_step(request, observed, observed.job, status):
+            return Changes(delete_job=observed.job)
         return Changes(
             job_patch=build_job_patch(observed, status) or None, delete_pods=_list_unneeded_pods(observed, status)
         )
@@ -146,6 +150,25 @@ def _build_job(finetunejob: FineTuneJob, settings: Settings, profiles: Profiles)
     except KeyError:
         return None
     return build_job(finetunejob, settings, chosen_profile)
+
+
+def _find_stop(request: ReconcileRequest, observed: ObservedState, status: FineTuneJobStatus) -> stops.Stop | None:
+    return stops.find_stop(request.run_policy, status, (*observed.orphaned_pods, *observed.pods), request.now)
+
+
+def _has_reached_step(request: ReconcileRequest, observed: ObservedState, job: Body, status: FineTuneJobStatus) -> bool:
+    """Return whether the Job of an unfinished run has to be deleted, because of the result in its new status."""
+    if is_being_deleted(job):
+        return False
+    if is_job_complete(job):  # If it had not stopped at a step, the run would be complete.
+        return True
+    is_stored = status.step_result != request.previous_status.step_result
+    return is_stored and bool(_find_stop(request, observed, status)) and _can_be_stopped(job, observed.pods)
+
+
+def _can_be_stopped(job: Body, pods: Sequence[Body]) -> bool:
+    """Return whether deleting the Job stops something. A Job whose trainers have all succeeded completes by itself."""
+    return _can_be_deleted(job) and not stops.is_completing(job, pods)
 
 
 def _can_be_deleted(job: Body) -> bool:

@@ -164,7 +164,7 @@ class FineTuneJobReconciler:
             raise
         self._cache.finetunejobs.update(get_finetunejob_key(stored), stored)
         transition_metrics.count_status_change(request.meta, request.previous_status, status)
-        await self._record_event(request, status)
+        await self._record_event(request, status, get_resource_version(stored))
 
     async def _patch_status(self, request: ReconcileRequest, patch: Body) -> Body:
         """Store the status, without its progress if the API server rejects it.
@@ -184,8 +184,10 @@ class FineTuneJobReconciler:
             request.meta.namespace, request.meta.name, {**request_body, "status": without_progress}
         )
 
-    async def _record_event(self, request: ReconcileRequest, status: FineTuneJobStatus) -> None:
-        event = events.build_transition_event(request.meta, request.previous_status, status, request.now)
+    async def _record_event(self, request: ReconcileRequest, status: FineTuneJobStatus, status_version: int) -> None:
+        event = events.build_transition_event(
+            request.meta, request.previous_status, status, status_version, request.now
+        )
         if event is None:
             return
         log.info("%s: %s", event["reason"], event["message"])
