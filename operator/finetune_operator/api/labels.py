@@ -6,6 +6,8 @@ from finetune_operator.api.spec import GROUP
 
 TRAINER_CONTAINER = "trainer"
 """Name of the trainer's container. Admission webhooks may add other containers to the pod."""
+MODEL_CACHE_CONTAINER = "model-cache"
+"""Name of the init container that fills the model cache."""
 
 JOB_LABEL = f"{GROUP}/job"
 """Label of Jobs, Services and pods. Its value is the name of the FineTuneJob, and the watches select objects by it."""

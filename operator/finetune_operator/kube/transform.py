@@ -26,7 +26,7 @@ _METADATA_FIELDS = (
 )
 _JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC_FIELDS = ("nodeName", "hostNetwork")
-_POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
+_POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses", "podIP")
 
 
 class _HeadMetadata(TypedDict, total=False):

@@ -10,7 +10,7 @@ from finetune_operator.api.compute import ComputeSpec, is_reserved_key
 from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
-from finetune_operator.resources import multi_node, volumes
+from finetune_operator.resources import model_cache, multi_node, volumes
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
@@ -116,6 +116,7 @@ def _drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
 def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
     compute = finetunejob.spec.compute
     mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
+    container = _build_container(finetunejob, settings, mounts)
     spec: Body = {
         "restartPolicy": "Never",
         "subdomain": finetunejob.metadata.name if compute.nodes > 1 else None,
@@ -130,8 +131,9 @@ def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_build_container(finetunejob, settings, mounts)],
-        "volumes": [{"name": mount["name"], **source} for mount, source in mounts],
+        "initContainers": model_cache.build_init_containers(finetunejob.spec, container),
+        "containers": [container],
+        "volumes": list({mount["name"]: {"name": mount["name"], **source} for mount, source in mounts}.values()),
         "nodeSelector": dict(compute.node_selector),
         "tolerations": [toleration.to_json() for toleration in compute.tolerations],
         "imagePullSecrets": [secret.to_json() for secret in compute.image_pull_secrets],

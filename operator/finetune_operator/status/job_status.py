@@ -105,6 +105,7 @@ def _build_outcome_fields(
         "backend": (outcome and outcome.backend) or previous.backend,
         "progress": _compute_progress(state, observed, previous, now),
         "dataset": (outcome and outcome.dataset) or previous.dataset,
+        "model_cache": (outcome and outcome.model_cache) or previous.model_cache,
         "result": outcome.result if outcome and state.kind is StateKind.COMPLETE else None,
         "log_uri": _get_log_uri(state, outcome, previous),
     }
