@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
 from tests.support.trainer.model_cache import FILL, MODEL, CachedModel, cached_model, read_folder
 
 from finetune_trainer.contract import CONFIG_ENV, SCRATCH_ENV, CacheResult
@@ -19,20 +20,37 @@ from finetune_trainer.inputs.model_cache import locking
 from finetune_trainer.inputs.model_cache.records import FillReport
 
 if TYPE_CHECKING:
-    from tests.support.trainer.faulty_proxy import FaultyProxy
     from tests.support.trainer.s3_server import S3Server
 
 __all__ = ["cached_model"]
 pytestmark = pytest.mark.s3
 
 StartPod = Callable[..., subprocess.Popen[str]]
+FORK_PODS = """
+import os, sys
+from pathlib import Path
+from finetune_trainer.__main__ import main
+import finetune_trainer.cli.model_cache  # imported once, and forked before there are threads
+for number in range(int(sys.argv.pop())):
+    if os.fork() == 0:
+        folder = Path(os.environ["FINETUNE_SCRATCH"]) / str(number)
+        folder.mkdir()
+        os.environ["FINETUNE_SCRATCH"] = str(folder)
+        main()
+while True:
+    try:
+        assert os.wait()[1] == 0
+    except ChildProcessError:
+        break
+"""
+"""Runs many init containers at a time, each in a process with a folder of its own."""
 
 
 @pytest.fixture
 def start_pod(cached_model: CachedModel, s3: S3Server, tmp_path: Path) -> StartPod:
     """Return a function that starts the init container of a pod."""
 
-    def start(number: int = 0, **model: str) -> subprocess.Popen[str]:
+    def start(number: int = 0, command: list[str] = FILL, **model: str) -> subprocess.Popen[str]:
         scratch = tmp_path / "scratch" / str(number)
         scratch.mkdir(exist_ok=True)
         config = {
@@ -43,7 +61,7 @@ def start_pod(cached_model: CachedModel, s3: S3Server, tmp_path: Path) -> StartP
             "storage": {"endpoint": s3.endpoint},
         }
         environment = os.environ | {CONFIG_ENV: json.dumps(config), SCRATCH_ENV: str(scratch)}
-        return subprocess.Popen(FILL, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start
 
@@ -58,19 +76,17 @@ def finish(process: subprocess.Popen[str]) -> str:
     return log
 
 
-def read_result(tmp_path: Path, number: int = 0) -> FillReport:
+def read_result(tmp_path: Path, number: int) -> FillReport:
     return FillReport.model_validate_json((tmp_path / "scratch" / str(number) / "model-cache.json").read_bytes())
 
 
 def test_cache_fill_eight_pods_download_each_file_once(
     cached_model: CachedModel, start_pod: StartPod, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    from tests.support.trainer.faulty_proxy import Fault
-
     proxy.faults = [Fault("delay", key="model-1.safetensors")]
-    for process in [start_pod(number) for number in range(8)]:
-        finish(process)
-    results = sorted(read_result(tmp_path, number).result for number in range(8))
+    finish(start_pod(command=[sys.executable, "-c", FORK_PODS, "cache", "fill", "8"]))
+    reports = (tmp_path / "scratch" / "0").glob("*/model-cache.json")
+    results = sorted(FillReport.model_validate_json(path.read_bytes()).result for path in reports)
     assert results == [CacheResult.FILLED, *[CacheResult.HIT] * 7]
     downloads = [path.rpartition("/")[2] for path in proxy.read_paths if ".safetensors" in path]
     assert sorted(downloads) == ["model-1.safetensors", "model-2.safetensors"]
@@ -104,10 +120,9 @@ def test_cache_fill_stopped_pod_leaves_no_entry(
 def test_cache_fill_failure_is_a_miss_and_never_ends_the_pod(
     cached_model: CachedModel, start_pod: StartPod, tmp_path: Path
 ) -> None:
-    missing, volume = start_pod(1, uri="s3://models/no-such-model"), start_pod(2, uri="pvc://models/tiny")
+    missing = start_pod(1, uri="s3://models/no-such-model")
     assert "the model cache is not used: s3://models/no-such-model/" in finish(missing)
     assert read_result(tmp_path, 1).result is CacheResult.MISS
-    finish(volume)
     cached_model.cache_dir.rmdir()
     cached_model.cache_dir.write_text("a file")
     assert f"{cached_model.cache_dir}" in finish(start_pod(3))

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
 from tests.support.trainer.model_cache import MODEL, CachedModel, cached_model, mount, read_folder
 
 from finetune_trainer.contract import CacheResult, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.model_cache import entries, listing, locking
+from finetune_trainer.inputs.model_cache import entries, filling, listing, locking
 
 if TYPE_CHECKING:
-    from tests.support.trainer.faulty_proxy import FaultyProxy
     from tests.support.trainer.s3_server import S3Server
 
 __all__ = ["cached_model"]
@@ -125,8 +125,6 @@ def test_model_cache_full_volume_is_a_miss_without_remains(cached_model: CachedM
 def test_model_cache_volume_full_while_filling_has_no_remains(
     cached_model: CachedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.inputs.model_cache import filling
-
     monkeypatch.setattr(filling, "_check_space", lambda *_: None)  # another pod takes the space after the check
     with mount(cached_model.cache_dir, "-t", "tmpfs", "-o", "size=400k", "tmpfs"):
         with pytest.raises(OSError, match="No space left"):
@@ -186,8 +184,6 @@ def test_model_cache_holder_that_is_replaced_publishes_nothing(cached_model: Cac
 
 
 def test_model_cache_busy_for_too_long_is_a_miss(cached_model: CachedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.inputs.model_cache import filling
-
     monkeypatch.setattr(filling, "MAX_WAIT_SECONDS", 0.1)
     monkeypatch.setattr(locking, "_POLL_SECONDS", 0.05)
     cached_model.entry.folder.parent.mkdir()
@@ -216,10 +212,7 @@ def test_model_cache_list_shows_size_and_last_use(cached_model: CachedModel) -> 
     assert time.time() - record.stat().st_mtime < 60  # the last use is recorded
 
 
-@pytest.mark.usefixtures("cached_model")
 def test_model_cache_denied_model_is_not_read_from_it(cached_model: CachedModel, proxy: FaultyProxy) -> None:
-    from tests.support.trainer.faulty_proxy import Fault
-
     cached_model.fill()
     proxy.faults = [Fault("403", key="config.json", times=10)]
     with pytest.raises(TrainerError) as error:
