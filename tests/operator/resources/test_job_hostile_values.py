@@ -39,8 +39,8 @@ FREE_MAPS = ("nodeSelector", "podLabels", "podAnnotations", "resources")
 VOLUMES = {"emptyDir", "ephemeral", "projected", "configMap", "secret", "persistentVolumeClaim"}
 POD_FIELDS = {
     "restartPolicy", "subdomain", "automountServiceAccountToken", "enableServiceLinks", "terminationGracePeriodSeconds",
-    "securityContext", "containers", "initContainers", "volumes", "nodeSelector", "tolerations", "imagePullSecrets", "serviceAccountName",
-    "priorityClassName",
+    "securityContext", "containers", "initContainers", "volumes", "nodeSelector", "tolerations", "imagePullSecrets",
+    "serviceAccountName", "priorityClassName",
 }  # fmt: skip
 
 
