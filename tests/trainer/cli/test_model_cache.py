@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
 from tests.support.trainer.model_cache import FILL, MODEL, CachedModel, cached_model, read_folder
+from tests.support.trainer.untrained_runs import build_config, prefix, publish
 
+from finetune_trainer.cli import model_cache
+from finetune_trainer.cli.app import build_parser
 from finetune_trainer.contract import CONFIG_ENV, SCRATCH_ENV, CacheResult
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.model_cache import locking
 from finetune_trainer.inputs.model_cache.records import FillReport
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
 
-__all__ = ["cached_model"]
+__all__ = ["cached_model", "prefix"]
 pytestmark = pytest.mark.s3
 
 StartPod = Callable[..., subprocess.Popen[str]]
@@ -129,15 +133,22 @@ def test_cache_fill_failure_is_a_miss_and_never_ends_the_pod(
     assert read_result(tmp_path, 3).result is CacheResult.MISS
 
 
-def test_cache_list_prints_table_and_rejects_other_paths(cached_model: CachedModel) -> None:
-    def list_cache(folder: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "finetune_trainer", "cache", "list", str(folder)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_cache_fill_published_result_downloads_nothing(
+    s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached_model: CachedModel
+) -> None:
+    config = build_config(s3, prefix)
+    publish(config, tmp_path)
+    monkeypatch.setenv(CONFIG_ENV, json.dumps(config.to_json()))
+    assert model_cache.fill_for_pod().message == "Miss: the result is published already"
+    assert list(cached_model.cache_dir.iterdir()) == []
 
+
+def test_cache_list_prints_table_and_rejects_other_paths(cached_model: CachedModel) -> None:
     cached_model.fill()
-    listed, missing = list_cache(cached_model.cache_dir), list_cache(cached_model.cache_dir / "missing")
-    assert listed.returncode == 0
+    command = [sys.executable, "-m", "finetune_trainer", "cache", "list", str(cached_model.cache_dir)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert cached_model.uri in listed.stdout
     assert listed.stderr == ""
-    assert (missing.returncode, missing.stdout) == (42, "")
-    assert "missing is not a folder" in missing.stderr
+    missing = build_parser().parse_args(["cache", "list", str(cached_model.cache_dir / "missing")])
+    with pytest.raises(TrainerError, match="missing is not a folder"):
+        model_cache.list_cache(missing)

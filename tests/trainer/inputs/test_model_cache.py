@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,12 @@ DAMAGE = {
     "an additional file": ("chat_template.jinja", lambda path: path.write_text("{{ 1 }}")),
     "code": ("modeling.py", lambda path: path.write_text("import os")),
     "a link": ("model-1.safetensors", _replace_by_link),
+    "a pipe": ("config.json", lambda path: (path.unlink(), os.mkfifo(path))),
+    "a pipe as record": ("../cache.json", lambda path: (path.unlink(), os.mkfifo(path))),
+    "a record of another file": (
+        "../cache.json",
+        lambda path: path.write_text(path.read_text().replace("config", "x")),
+    ),
     "an invalid record": ("../cache.json", lambda path: path.write_text("{")),
     "no record": ("../cache.json", Path.unlink),
 }
@@ -109,7 +116,7 @@ def test_model_cache_verified_by_init_container_is_not_read_again(
     cached_model: CachedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached_model.fill()
-    monkeypatch.setattr(entries, "hash_files", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(entries, "compute_digests", lambda *_: pytest.fail("read again"))
     assert cached_model.fetch().cache_result is CacheResult.FILLED
 
 
@@ -167,6 +174,19 @@ def test_model_cache_holder_that_dies_is_replaced(cached_model: CachedModel, mon
     (lock / "token" / "model").mkdir(parents=True)
     assert cached_model.fill().result is CacheResult.FILLED
     assert cached_model.list_cache() == [cached_model.entry.digest]
+
+
+def test_model_cache_holder_that_lives_is_waited_for(
+    cached_model: CachedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"BEAT_SECONDS": 0.05, "STALE_SECONDS": 0.4, "_POLL_SECONDS": 0.05}.items():
+        monkeypatch.setattr(locking, name, seconds)
+    entry = cached_model.entry
+    entry.folder.parent.mkdir()
+    with locking.lock_entry(entry), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(locking.wait_for_holder, entry, time.monotonic() + 1)
+        assert waiting.result() is False  # the deadline has passed, and the lock was not taken
+        assert locking.get_lock_path(entry).is_dir()
 
 
 def test_model_cache_holder_that_is_replaced_publishes_nothing(cached_model: CachedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from tests.support.trainer.hub_server import COMMIT, LICENSE, NEEDED, HubHandler
 from tests.support.trainer.model_cache import CachedModel, make_cached_model, read_folder
 
 from finetune_trainer.contract import CacheResult, ModelSource, Storage
-from finetune_trainer.inputs import base_model
-from finetune_trainer.inputs.model_cache import cached_source
-from finetune_trainer.inputs.model_cache.entries import hash_files
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs import base_model, hub
+from finetune_trainer.inputs.model_cache import cached_source, filling
+from finetune_trainer.inputs.model_cache.entries import compute_digests
 from finetune_trainer.storage import S3
 
 __all__ = ["hub_endpoint"]
@@ -41,11 +43,21 @@ def test_model_cache_planted_file_is_refused_by_digest_of_hub(
     path, record_path = hub_model.entry.model_dir / name, hub_model.entry.folder / "cache.json"
     path.write_bytes(b"x" * path.stat().st_size)
     record = json.loads(record_path.read_bytes())
-    record["files"][name]["sha256"] = hash_files(path.parent, [name])[name]  # the record fits the planted file
+    record["files"][name]["sha256"] = compute_digests(path.parent, [name])[name]  # the record fits the planted file
     record_path.write_text(json.dumps(record))
     fetched = hub_model.fetch()
     assert (fetched.cache_result, fetched.folder) == (CacheResult.MISS, tmp_path / "scratch" / "model")
     assert hub_model.fill().result is CacheResult.FILLED
+
+
+def test_model_cache_file_of_another_size_than_listed_is_not_published(
+    hub_model: CachedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = hub.resolve_snapshot("hf://org/model", "main")
+    mirror = replace(snapshot, sizes={**snapshot.sizes, "model.safetensors": 0})  # a mirror that lists no sizes
+    with pytest.raises(TrainerError, match=r"model\.safetensors has 1000 bytes, but the source has 0"):
+        filling.fill_cache(hub_model.cache_dir, base_model.HubModelSource(mirror), hub_model.uri)
+    assert hub_model.list_cache() == []
 
 
 def test_model_cache_holds_no_model_of_a_volume(tmp_path: Path) -> None:

@@ -78,11 +78,12 @@ class CachedModelSource:
             log.info("model cache: not used: %s", self.report.message if self.report else "it has no such model")
             return None
         try:
+            files = self.entry.verify(self.report.files if self.report else None)
             self._compare_config()
-            return self.entry.verify(self.report.files if self.report else None)
         except (CacheDamagedError, OSError) as error:
             log.warning("model cache: not used: %s: %s", self.entry.folder, error)
             return None
+        return files
 
     def _compare_config(self) -> None:
         if self.source.read_config() != (self.entry.model_dir / CONFIG_NAME).read_bytes():

@@ -65,17 +65,30 @@ class CacheEntry:
 
         Raises `CacheDamagedError` for missing, additional and different files, and `OSError` if one cannot be read.
         """
-        stats = self._check_names_and_sizes()
-        known = {name: file.sha256 for name, file in (known_files or {}).items()}
-        if {name: VerifiedFile.from_stat(known.get(name, ""), stats[name]) for name in stats} == known_files:
+        if known_files and self._read_stats(known_files) == known_files:
             return dict(known_files)
-        recorded = read_record(self.folder).files
-        digests = hash_files(self.model_dir, stats)
-        for name, digest in digests.items():
-            if name not in recorded or recorded[name].sha256 != digest:
+        recorded, files = read_record(self.folder).files, self.hash_files()
+        for name, file in files.items():
+            if name not in recorded or recorded[name].sha256 != file.sha256:
                 raise CacheDamagedError(f"{name} has another SHA-256 digest than in {RECORD_NAME}")
-        check_listed_digests(self.model_dir, self.listed_files, digests)
-        return {name: VerifiedFile.from_stat(digest, stats[name]) for name, digest in digests.items()}
+        return files
+
+    def hash_files(self) -> dict[str, VerifiedFile]:
+        """Return all files with their digests, several of which are computed at a time: one thread hashes more slowly
+        than most volumes are read.
+
+        Raises `CacheDamagedError` for files that are not those that the source lists.
+        """
+        stats = self._check_names_and_sizes()
+        digests = compute_digests(self.model_dir, stats)
+        _check_listed_digests(self.model_dir, self.listed_files, digests)
+        return {name: VerifiedFile.from_stat(digests[name], stat) for name, stat in stats.items()}
+
+    def _read_stats(self, known_files: Mapping[str, VerifiedFile]) -> dict[str, VerifiedFile]:
+        """Return the files as they are now, with the known digests."""
+        known = {name: file.sha256 for name, file in known_files.items()}
+        stats = self._check_names_and_sizes()
+        return {name: VerifiedFile.from_stat(known.get(name, ""), stat) for name, stat in stats.items()}
 
     def _check_names_and_sizes(self) -> dict[str, os.stat_result]:
         for folder in (self.folder, self.model_dir):
@@ -95,16 +108,18 @@ class CacheEntry:
 
 def read_record(folder: Path) -> CacheRecord:
     """Return `cache.json` of an entry. Raises `CacheDamagedError` if it is missing or invalid."""
+    path = folder / RECORD_NAME
     try:
-        with (folder / RECORD_NAME).open("rb") as file:
+        if not S_ISREG(path.lstat().st_mode):  # a read of a pipe would wait
+            raise CacheDamagedError(f"{RECORD_NAME} is not a regular file")
+        with path.open("rb") as file:
             return CacheRecord.model_validate_json(file.read(_MAX_RECORD_BYTES))
     except (FileNotFoundError, ValidationError) as error:
         raise CacheDamagedError(f"{RECORD_NAME} is missing or invalid") from error
 
 
-def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 digests of files, by name. Several are read at a time, because one thread hashes more slowly
-    than most volumes are read."""
+def compute_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 digests of files, by name."""
     pool = ThreadPoolExecutor(min(_MAX_HASH_THREADS, len(os.sched_getaffinity(0))), "hash")
     try:
         futures = {name: pool.submit(hash_file, folder / name) for name in names}
@@ -113,7 +128,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def check_listed_digests(
+def _check_listed_digests(
     folder: Path, listed_files: Mapping[str, ListedFile], sha256_by_name: Mapping[str, str]
 ) -> None:
     """Raise `CacheDamagedError` for a file with another digest than its source lists."""

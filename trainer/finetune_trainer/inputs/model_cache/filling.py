@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +19,9 @@ from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs.base_model import CacheableModelSource, fetch_model
 from finetune_trainer.inputs.model_cache import locking
 from finetune_trainer.inputs.model_cache.entries import (
-    MODEL_FOLDER,
     RECORD_NAME,
     CacheDamagedError,
     CacheEntry,
-    check_listed_digests,
-    hash_files,
 )
 from finetune_trainer.inputs.model_cache.records import CachedFile, CacheRecord, FillReport, VerifiedFile
 from finetune_trainer.telemetry.progress import current_timestamp
@@ -75,32 +73,36 @@ def _verify_or_discard(entry: CacheEntry) -> dict[str, VerifiedFile]:
 
 
 def _fill_entry(entry: CacheEntry, source: CacheableModelSource, folder: Path, uri: str) -> dict[str, VerifiedFile]:
-    """Download the model to `folder` and rename it to the entry."""
+    """Download the model to `folder`, verify it, and rename the folder to the entry."""
     _check_space(folder, source.size)
-    started, model_dir = time.monotonic(), folder / MODEL_FOLDER
-    model_dir.mkdir()
-    fetched = run_interruptible(lambda: fetch_model(source, model_dir, lambda _: None))
-    digests = run_interruptible(lambda: hash_files(model_dir, entry.listed_files))
+    started, staged = time.monotonic(), replace(entry, folder=folder)
+    staged.model_dir.mkdir()
+    fetched = run_interruptible(lambda: fetch_model(source, staged.model_dir, lambda _: None))
+    for name in entry.listed_files:
+        _flush(staged.model_dir / name)
     try:
-        check_listed_digests(model_dir, entry.listed_files, digests)
+        files = run_interruptible(staged.hash_files)
     except CacheDamagedError as error:
         raise TrainerError(Reason.STORAGE_CORRUPT, f"{uri}: {error}") from error
-    if source.describe_copy(model_dir, digests).revision != fetched.revision:
+    digests = {name: file.sha256 for name, file in files.items()}
+    if source.describe_copy(folder, digests).revision != fetched.revision:
         raise TrainerError(Reason.STORAGE_CORRUPT, f"{folder} has other bytes than were written")
-    files = {name: CachedFile(size=listed.size, sha256=digests[name]) for name, listed in entry.listed_files.items()}
-    record = CacheRecord(
-        uri=uri,
-        revision=fetched.revision,
-        created_at=current_timestamp(),
-        trainer_version=version("finetune-operator"),
-        files=files,
-    )
-    (folder / RECORD_NAME).write_text(record.model_dump_json(by_alias=True, indent=2))
-    for path in (folder / RECORD_NAME, *(model_dir / name for name in files)):
-        _flush(path)
+    _write_record(folder, uri, fetched.revision, files)
     folder.rename(entry.folder)
     log.info("model cache: %s in %.1f s", format_bytes(source.size), time.monotonic() - started)
-    return {name: VerifiedFile.from_stat(digests[name], (entry.model_dir / name).lstat()) for name in files}
+    return files
+
+
+def _write_record(folder: Path, uri: str, revision: str, files: Mapping[str, VerifiedFile]) -> None:
+    record = CacheRecord(
+        uri=uri,
+        revision=revision,
+        created_at=current_timestamp(),
+        trainer_version=version("finetune-operator"),
+        files={name: CachedFile(size=file.size, sha256=file.sha256) for name, file in files.items()},
+    )
+    (folder / RECORD_NAME).write_text(record.model_dump_json(by_alias=True, indent=2))
+    _flush(folder / RECORD_NAME)
 
 
 def _check_space(folder: Path, needed_bytes: int) -> None:
