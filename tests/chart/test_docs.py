@@ -83,6 +83,9 @@ STRICT: dict[str, tuple[dict[str, Any], str | None]] = {
     ),
     "an adapter of another tenant": ({"model": {"adapterURI": "s3://evil/x"}}, "spec.model.adapterURI"),
     "a claim of another team": ({"dataset": {"sources": [{"uri": "pvc://home/x.csv"}]}}, "spec.dataset.sources[0].uri"),
+    "a model cache in a claim of another team": (
+        {"compute": {"modelCacheClaimName": "home"}}, "spec.compute.modelCacheClaimName",
+    ),
     "a pull request": ({"model": {"revision": "refs/pr/7"}}, "spec.model.revision"),
 }  # fmt: skip
 

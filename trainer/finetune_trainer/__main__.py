@@ -69,7 +69,26 @@ def _run_command(argv: list[str]) -> int:
     )  # stdout of the other commands is for results
     if args.command == "run":
         return _run_training(args)
-    return _run_query(lambda: _print_plan(args) if args.command == "plan" else _print_completions(args))
+    if args.command == "cache" and args.action == "fill":
+        return _fill_cache()
+    actions = {"plan": _print_plan, "generate": _print_completions, "cache": _print_cache}
+    return _run_query(lambda: actions[args.command](args))
+
+
+def _fill_cache() -> int:
+    """Fill the model cache. A failure never ends the pod, whose trainer then downloads the model. Returns the exit
+    code."""
+    from finetune_trainer.cli import model_cache
+    from finetune_trainer.contract import ExitCode
+
+    outcome = _run_to_outcome(model_cache.fill_for_pod)
+    if outcome.reason.exit_code is ExitCode.PREEMPTED:
+        return ExitCode.PREEMPTED
+    if outcome.reason.exit_code is not ExitCode.OK:
+        _run_to_outcome(lambda: model_cache.report_miss(outcome))
+        outcome = outcome.model_copy(update={"message": f"the model cache is not used: {outcome.message}"})
+    print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
+    return ExitCode.OK
 
 
 def _run_training(args: argparse.Namespace) -> int:
@@ -144,6 +163,15 @@ def _print_completions(args: argparse.Namespace) -> Outcome:
     separator = "\n" if args.json else "\n\n"
     print(separator.join(comparison.to_json() if args.json else comparison.to_text() for comparison in comparisons))
     return termination_message.build_outcome(Reason.COMPLETED, f"{len(comparisons)} prompts completed")
+
+
+def _print_cache(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli import model_cache
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    print(model_cache.list_cache(args))
+    return termination_message.build_outcome(Reason.COMPLETED, "listed")
 
 
 def _run_to_outcome(action: Callable[[], Outcome]) -> Outcome:

@@ -152,6 +152,7 @@ def prepare_inputs(
     from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
+    context.recorder.record_model_cache(files.model.cache_result)
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)

@@ -18,6 +18,7 @@ from finetune_trainer.context import RunContext
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.inputs import resolve
+from finetune_trainer.inputs.model_cache.cached_source import use_cache
 from finetune_trainer.inputs.resolve import ResolvedInputs
 from finetune_trainer.publishing import signing
 from finetune_trainer.publishing.failure_evidence import FailureEvidence
@@ -50,7 +51,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
     s3 = S3(config.storage)
     output = OutputPrefix(s3, config)
     published = output.find_published()
-    inputs = resolve.resolve_inputs(config, s3)
+    inputs = use_cache(resolve.resolve_inputs(config, s3))
     if published:
         output.check_inputs(published, inputs)
     return ResolvedRun(inputs, output, published)

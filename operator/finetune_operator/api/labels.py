@@ -6,6 +6,11 @@ from finetune_operator.api.spec import GROUP
 
 TRAINER_CONTAINER = "trainer"
 """Name of the trainer's container. Admission webhooks may add other containers to the pod."""
+MODEL_CACHE_CONTAINER = "model-cache"
+"""Name of the init container that fills the model cache."""
+
+VISIBLE_DEVICES_ENV = "NVIDIA_VISIBLE_DEVICES"
+"""Environment variable that tells NVIDIA's container runtime which GPUs a container gets."""
 
 SCRATCH_VOLUME = "scratch"
 """Name of the pod's working volume. The kubelet names it if the volume is full."""

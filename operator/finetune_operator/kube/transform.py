@@ -41,7 +41,7 @@ _ANNOTATIONS = (
 )
 _JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC_FIELDS = ("nodeName", "hostNetwork")
-_POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "podIP")
+_POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses", "podIP")
 
 
 class _HeadMetadata(TypedDict, total=False):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from finetune_operator.api.labels import TRAINER_CONTAINER
+from finetune_operator.api.labels import MODEL_CACHE_CONTAINER, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.observed.objects import (
     ReasonMessage,
@@ -48,6 +48,8 @@ class ContainerTermination(NamedTuple):
     """The latest checkpoint that the termination message names."""
     eviction_message: str = ""
     """The message of the kubelet, if it evicted the pod."""
+    container: str = TRAINER_CONTAINER
+    """The container that ended the pod: the init container if it was killed."""
 
 
 _STORAGE_LIMIT_MESSAGES = (
@@ -149,6 +151,19 @@ def _get_trainer_state(pod: Body) -> Body:
     return state
 
 
+def _get_cache_state(pod: Body) -> Body:
+    """Return the state of the init container that fills the model cache, or an empty dictionary."""
+    statuses = pod.get("status", {}).get("initContainerStatuses") or []
+    status: Body = next((status for status in statuses if status["name"] == MODEL_CACHE_CONTAINER), {})
+    state: Body = status.get("state", {})
+    return state
+
+
+def is_filling_model_cache(pod: Body) -> bool:
+    """Return whether the init container that fills the model cache is running."""
+    return "running" in _get_cache_state(pod)
+
+
 def is_trainer_running(pod: Body) -> bool:
     """Return whether the trainer container is running.
 
@@ -198,8 +213,9 @@ def get_unschedulable_message(pod: Body) -> str | None:
 
 
 def get_waiting_reason(pod: Body) -> ReasonMessage | None:
-    """Return the kubelet's reason why the trainer container is waiting, or None if it is not waiting."""
-    waiting_state = _get_trainer_state(pod).get("waiting")
+    """Return the kubelet's reason why the trainer container, or the init container before it, is waiting, or None if
+    it is not waiting."""
+    waiting_state = _get_cache_state(pod).get("waiting") or _get_trainer_state(pod).get("waiting")
     return ReasonMessage(waiting_state.get("reason", ""), waiting_state.get("message", "")) if waiting_state else None
 
 
@@ -213,6 +229,9 @@ def get_termination(pod: Body) -> ContainerTermination:
     terminated = _get_trainer_state(pod).get("terminated")
     pod_status = pod.get("status", {})
     reason, message = pod_status.get("reason", ""), pod_status.get("message", "")
+    if not terminated and (cache_exit := _get_cache_state(pod).get("terminated", {})).get("exitCode"):
+        reason_message = ReasonMessage(reason or cache_exit.get("reason", ""), message)
+        return ContainerTermination(None, None, reason_message, container=MODEL_CACHE_CONTAINER)
     if not terminated:
         return ContainerTermination(None, None, ReasonMessage(reason, message))
     reason_message = ReasonMessage(reason or terminated.get("reason", ""), message)

@@ -74,6 +74,8 @@ class Bounds(Model):
     """allowedDatasets limits the URIs in `dataset.sources`, `dataset.validation.sources` and
     `evaluation.bias.pairsURI`, and with them the volume claims that data is read from. A pattern for the hub applies to
     the repository, not to the revision and the path in it."""
+    allowed_model_cache_claims: list[NamePattern] = Field(default=[], max_length=100)
+    """allowedModelCacheClaims limits `compute.modelCacheClaimName`, the claim that a pod of the run may write to."""
     allowed_priority_classes: list[NamePattern] = Field(default=[], max_length=100)
     """allowedPriorityClasses limits `compute.priorityClassName` and the label of Kueue's priority class."""
     allowed_tolerations: list[KeyPattern] = Field(default=[], max_length=100)

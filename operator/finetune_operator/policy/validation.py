@@ -127,6 +127,9 @@ def _collect_name_checks(finetunejob: FineTuneJob, settings: Settings) -> list[_
             bounds.allowed_priority_classes,
             defaults.priority_class_name,
         ),
+        check(
+            "spec.compute.modelCacheClaimName", spec.compute.model_cache_claim_name, bounds.allowed_model_cache_claims
+        ),
         check(f"metadata.labels[{PRIORITY_LABEL}]", priority_label, bounds.allowed_priority_classes),
     ]
 

@@ -16,11 +16,12 @@ from finetune_operator.api.labels import (
     SCRATCH_CLAIM_LABEL,
     SUSPEND_AT_STEP_ANNOTATION,
     TRAINER_CONTAINER,
+    VISIBLE_DEVICES_ENV,
 )
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.policy.profiles import ChosenProfile
-from finetune_operator.resources import multi_node, volumes
+from finetune_operator.resources import model_cache, multi_node, volumes
 from finetune_operator.resources.profile import apply_profile
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
@@ -28,7 +29,6 @@ from finetune_trainer.contract import ExitCode, TrainerConfig
 
 _SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period in which a trainer that could not save a checkpoint reports this and exits."""
-_VISIBLE_DEVICES_ENV = "NVIDIA_VISIBLE_DEVICES"
 _ZERO = re.compile("[0.]+[a-zA-Z]*")
 """Quantities of zero, which every node has."""
 _NONROOT_UID = 65532  # user `nonroot` of distroless images, also the user of the trainer image
@@ -59,7 +59,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings, chosen_profile: Chos
     job = _build_plain_job(apply_defaults(finetunejob, settings.defaults), settings)
     if chosen_profile:
         job = apply_profile(job, chosen_profile, finetunejob.spec)
-    return _hide_unrequested_gpus(job)
+    return model_cache.add_init_container(_hide_unrequested_gpus(job), finetunejob.spec)
 
 
 def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
@@ -150,6 +150,7 @@ def _drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
 def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
     compute = finetunejob.spec.compute
     mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
+    container = _build_container(finetunejob, settings, mounts)
     spec: Body = {
         "restartPolicy": "Never",
         "subdomain": multi_node.get_service_name(finetunejob.metadata.name) if compute.nodes > 1 else None,
@@ -164,8 +165,8 @@ def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_build_container(finetunejob, settings, mounts)],
-        "volumes": [{"name": mount["name"], **source} for mount, source in mounts],
+        "containers": [container],
+        "volumes": list({mount["name"]: {"name": mount["name"], **source} for mount, source in mounts}.values()),
         "nodeSelector": dict(compute.node_selector),
         "tolerations": [toleration.to_json() for toleration in compute.tolerations],
         "imagePullSecrets": [secret.to_json() for secret in compute.image_pull_secrets],
@@ -229,10 +230,10 @@ def _hide_unrequested_gpus(job: Body) -> Body:
     (container,) = template["spec"]["containers"]
     resources = {**container["resources"]["requests"], **container["resources"]["limits"]}
     has_devices = any("/" in name and not _ZERO.fullmatch(quantity) for name, quantity in resources.items())
-    is_set = any(variable["name"] == _VISIBLE_DEVICES_ENV for variable in container["env"])
+    is_set = any(variable["name"] == VISIBLE_DEVICES_ENV for variable in container["env"])
     if is_set or has_devices or template["spec"].get("resourceClaims"):
         return job
-    container = {**container, "env": [*container["env"], {"name": _VISIBLE_DEVICES_ENV, "value": "none"}]}
+    container = {**container, "env": [*container["env"], {"name": VISIBLE_DEVICES_ENV, "value": "none"}]}
     template = {**template, "spec": {**template["spec"], "containers": [container]}}
     return {**job, "spec": {**job["spec"], "template": template}}
 

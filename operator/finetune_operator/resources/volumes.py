@@ -23,6 +23,7 @@ SIGNING_DIR = "/etc/finetune/signing"
 TRACKING_DIR = "/etc/finetune/tracking"
 CLAIMS_DIR = "/var/lib/finetune/claims"
 CA_FILE = "ca.crt"
+MODEL_CACHE_DIR = "/var/lib/finetune/model-cache"
 
 EPHEMERAL_STORAGE = "ephemeral-storage"
 """Resource of the disk of a node, which `emptyDir` volumes and logs use."""
@@ -55,7 +56,8 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
         (spec.dataset.token_secret_ref, contract.DATASET_HUB_TOKEN_FILE_ENV, _DATASET_HUB_TOKEN_FILE),
         (spec.output.signing, contract.SIGNING_KEY_FILE_ENV, f"{SIGNING_DIR}/{contract.SIGNING_KEY}"),
         (tracking_secret, contract.TRACKING_CREDENTIALS_DIR_ENV, TRACKING_DIR),
-        (_list_claims(spec), contract.CLAIMS_DIR_ENV, CLAIMS_DIR),
+        (_list_input_claims(spec), contract.CLAIMS_DIR_ENV, CLAIMS_DIR),
+        (get_cache_claim(spec), contract.MODEL_CACHE_DIR_ENV, MODEL_CACHE_DIR),
     )
     return environment | {name: path for is_mounted, name, path in paths if is_mounted}
 
@@ -118,17 +120,33 @@ def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
 
 
 def _build_claim_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
-    """Return one mount for each claim. Volumes are numbered, because names of claims can be longer than theirs."""
-    return [
-        (
-            _build_read_only_mount(f"claim-{number}", f"{CLAIMS_DIR}/{claim_name}"),
-            {"persistentVolumeClaim": {"claimName": claim_name, "readOnly": True}},
-        )
-        for number, claim_name in enumerate(_list_claims(spec))
-    ]
+    """Return one mount for each claim, and one for the model cache.
+
+    Volumes are numbered, because names of claims can be longer than theirs. Each claim is one volume, because the
+    kubelet does not start a pod with two volumes of one claim: https://github.com/kubernetes/kubernetes/issues/132921
+    """
+    cache_claim, input_claims = get_cache_claim(spec), _list_input_claims(spec)
+    claims = list(dict.fromkeys([*input_claims, *([cache_claim] if cache_claim else [])]))
+    volumes = {
+        name: (f"claim-{number}", _build_claim_source(name, read_only=name != cache_claim))
+        for number, name in enumerate(claims)
+    }
+    paths = [*((name, f"{CLAIMS_DIR}/{name}") for name in input_claims)]
+    paths += [(cache_claim, MODEL_CACHE_DIR)] if cache_claim else []
+    return [(_build_read_only_mount(volumes[name][0], path), volumes[name][1]) for name, path in paths]
 
 
-def _list_claims(spec: FineTuneJobSpec) -> list[str]:
+def _build_claim_source(claim_name: str, *, read_only: bool) -> Body:
+    claim: Body = {"claimName": claim_name}
+    return {"persistentVolumeClaim": {**claim, "readOnly": True} if read_only else claim}
+
+
+def get_cache_claim(spec: FineTuneJobSpec) -> str | None:
+    """Return the claim of the model cache, or None if there is none or if the model is on a volume itself."""
+    return None if spec.model.uri.startswith(_PVC_SCHEME) else spec.compute.model_cache_claim_name
+
+
+def _list_input_claims(spec: FineTuneJobSpec) -> list[str]:
     """Return the names of the claims that model and data are read from, each once, in the order of the spec."""
     validation_sources = (spec.dataset.validation and spec.dataset.validation.sources) or []
     uris = [spec.model.uri, *(source.uri for source in (*spec.dataset.sources, *validation_sources))]

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
-from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME
+from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.event import VOLUME_ERROR_REASONS
@@ -26,6 +26,7 @@ from finetune_operator.observed.pod import (
     get_unschedulable_message,
     get_waiting_reason,
     is_alive,
+    is_filling_model_cache,
     is_trainer_running,
     list_rank_zero_pods,
     list_reporting_pods,
@@ -363,7 +364,8 @@ def _build_pending_state(pod: Body, observed: ObservedState) -> RunState:
     if warning and warning.reason in VOLUME_ERROR_REASONS:
         return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(warning), observed)
     warning_text = f" {_join_reason(warning)}" if warning else ""
-    message = f"Pod {get_name(pod)} is starting.{warning_text}"
+    activity = "is filling or verifying the model cache" if is_filling_model_cache(pod) else "is starting"
+    message = f"Pod {get_name(pod)} {activity}.{warning_text}"
     return RunState(StateKind.STARTING, OperatorReason.POD_PENDING, message)
 
 
@@ -402,6 +404,9 @@ def describe_termination(termination: ContainerTermination) -> str:
     if termination.outcome:
         end = f"The last attempt ended with {termination.outcome.reason}: {termination.outcome.message}"
         return f"The pod was evicted: {termination.eviction_message} {end}" if termination.eviction_message else end
+    if termination.container != TRAINER_CONTAINER:
+        end = _join_reason(termination.reason_message)
+        return f"The init container {termination.container} was terminated ({end}), so that no trainer started."
     saved = f" A checkpoint of step {termination.checkpoint.step} is stored." if termination.checkpoint else ""
     if termination.reason_message.reason == "OOMKilled":
         return f"The last attempt exceeded its memory limit. Raise spec.compute.resources.limits.memory.{saved}"

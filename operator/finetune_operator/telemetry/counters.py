@@ -42,6 +42,12 @@ GPU_SECONDS = Counter(
 JOBS_FINISHED = Counter(
     "finetune_jobs_finished", "Finished FineTuneJobs.", ["namespace", "phase", "reason"], registry=REGISTRY
 )
+MODEL_CACHE_RESULTS = Counter(
+    "finetune_job_model_cache_results",
+    "Finished FineTuneJobs with a model cache, by where their base model came from: Hit, Filled or Miss.",
+    ["namespace", "result"],
+    registry=REGISTRY,
+)
 JOB_QUEUE_SECONDS = Histogram(
     "finetune_job_queue_duration_seconds",
     "Seconds from the creation of a FineTuneJob to the start of its first trainer.",

@@ -115,6 +115,12 @@ CASES = {
         {"allowedModels": ["pvc://models/**"]},
         "spec.model.uri: pvc://home/x is not allowed; allowed: pvc://models/**.",
     ),
+    "claim of the model cache": LimitCase(
+        {"compute": {"modelCacheClaimName": "home"}},
+        {"allowedModelCacheClaims": ["model-cache-*"]},
+        "spec.compute.modelCacheClaimName: home is not allowed; allowed: model-cache-*.",
+    ),
+    "no model cache": LimitCase({}, {"allowedModelCacheClaims": ["model-cache-*"]}, None),
     "data in bucket": LimitCase(
         {"dataset": {"sources": [{"uri": "s3://data/a"}, {"uri": "s3://payroll/**"}]}},
         {"allowedDatasets": ["s3://data/**"]},

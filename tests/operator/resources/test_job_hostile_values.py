@@ -39,8 +39,8 @@ FREE_MAPS = ("nodeSelector", "podLabels", "podAnnotations", "resources")
 VOLUMES = {"emptyDir", "ephemeral", "projected", "configMap", "secret", "persistentVolumeClaim"}
 POD_FIELDS = {
     "restartPolicy", "subdomain", "automountServiceAccountToken", "enableServiceLinks", "terminationGracePeriodSeconds",
-    "securityContext", "containers", "volumes", "nodeSelector", "tolerations", "imagePullSecrets", "serviceAccountName",
-    "priorityClassName",
+    "securityContext", "containers", "initContainers", "volumes", "nodeSelector", "tolerations", "imagePullSecrets",
+    "serviceAccountName", "priorityClassName",
 }  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def _invariant_fields(job: Body) -> list[Any]:
     template = job["spec"]["template"]
     pod = template["spec"]
     (container,) = pod["containers"]
+    (init,) = pod["initContainers"]
     service = multi_node.build_service(job) or {}
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
     names = sorted(environment)
@@ -98,6 +99,7 @@ def _invariant_fields(job: Body) -> list[Any]:
         container["name"], container["args"], container["ports"], container["securityContext"],
         container["terminationMessagePath"], container["volumeMounts"], names, environment, list(run_variables),
         [{key for key in volume if key != "name"} for volume in pod["volumes"]],
+        init["name"], init["args"], init["securityContext"], init["volumeMounts"],
     ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ SPECS: dict[str, Body] = {
         "storage": {"credentialsSecretRef": {"name": "s3"}},
     },
     "scratch with storage class": {"compute": {"scratch": {"size": "1Gi", "storageClassName": "fast"}}},
+    "model cache": {"compute": {"modelCacheClaimName": "cache", "gpusPerNode": 2}},
     "own image": {"compute": {"image": "other:1", "serviceAccountName": "me"}},
     "annotations for the runtime": {
         "compute": {

@@ -181,12 +181,15 @@ def test_parse_record_malformed_returns_none(text: str) -> None:
 def test_job_status_outcome_fields_are_copied(build: type[Builders]) -> None:
     dataset = {"rows": 3, "kept": 2, "rejected": {"overlength": 1}, "tokens": 9, "supervisedTokens": 4, "digest": "d"}
     result = {"adapterURI": "s3://b/k", "digest": "sha256:1", "modelRevision": "r", "metrics": {"trainLoss": 0.5}}
-    message = build_termination_message("Completed", dataset=dataset, result=result, backend="unsloth")
+    message = build_termination_message(
+        "Completed", dataset=dataset, result=result, backend="unsloth", modelCache="Hit"
+    )
     pod = build.pod(state=build.terminated(0, message), phase="Succeeded")
     status = compute_status(
         META, FineTuneJobStatus(), ObservedState(build.job(JOB_COMPLETE, succeeded=1), (pod,)), NOW
     ).to_json()
     assert status["dataset"].items() >= dataset.items()
+    assert status["modelCache"] == "Hit"
     assert (status["result"], status["backend"]) == (result, "unsloth")
     assert (status["attempts"], status["startTime"], status["jobName"]) == (1, NOW, "bot")
     assert status["progress"] == {

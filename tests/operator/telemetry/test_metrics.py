@@ -19,6 +19,7 @@ from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.transport import parse_verb_and_resource
 from finetune_operator.manager import Manager
 from finetune_operator.telemetry import counters
+from finetune_trainer.contract import CacheResult
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
@@ -71,7 +72,7 @@ def test_counters_full_lifecycle_is_counted_once() -> None:
         _build_status(Phase.RUNNING, "Running", "PodRunning", attempts=2, interruptions=1, gpu_seconds=80,
                 start_time="2026-11-23T08:02:00Z"),
         _build_status(Phase.COMPLETE, "Complete", "Completed", attempts=2, gpu_seconds=200, active_seconds=50,
-                start_time="2026-11-23T08:02:00Z"),
+                model_cache=CacheResult.HIT, start_time="2026-11-23T08:02:00Z"),
     ]  # fmt: skip
     waited, run_seconds = get_metric_value("finetune_job_queue_duration_seconds_sum"), _get_run_duration_sum()
     for old, new in zip(steps, [*steps[1:], steps[-1]], strict=True):
@@ -81,6 +82,7 @@ def test_counters_full_lifecycle_is_counted_once() -> None:
     assert get_metric_value("finetune_job_gpu_seconds_total", namespace="counted") == 200
     labels = {"namespace": "counted", "phase": "Complete", "reason": "Completed"}
     assert get_metric_value("finetune_jobs_finished_total", **labels) == 1
+    assert get_metric_value("finetune_job_model_cache_results_total", namespace="counted", result="Hit") == 1
     assert get_metric_value("finetune_job_queue_duration_seconds_sum") - waited == 120
     assert _get_run_duration_sum() - run_seconds == 50
 

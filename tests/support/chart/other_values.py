@@ -35,6 +35,7 @@ OTHER_VALUES: dict[str, Any] = {
     "bounds.allowedTrackers": ["wandb", "https://*.mlflow.example"],
     "bounds.allowedModels": ["hf://**", "s3://models/**"],
     "bounds.allowedDatasets": ["hf://datasets/org/*", "s3://data/**", "pvc://data/**"],
+    "bounds.allowedModelCacheClaims": ["model-cache-*"],
     "bounds.allowedPriorityClasses": ["batch"],
     "bounds.allowedTolerations": ["gpu"],
     "bounds.allowedGPUResources": ["nvidia.com/*"],

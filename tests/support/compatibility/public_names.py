@@ -73,7 +73,7 @@ def _operator_metrics() -> dict[str, str]:
 def _trainer_metrics() -> dict[str, str]:
     times = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
     progress = _PROGRESS.model_copy(update=dict.fromkeys(_numeric_progress_fields(), 1) | times)
-    lines = render_metrics(progress).decode().splitlines()
+    lines = render_metrics(progress, contract.CacheResult.HIT).decode().splitlines()
     samples = [line.split(" ")[0].partition("{") for line in lines if not line.startswith("#")]
     return {name: labels.partition("=")[0] for name, _, labels in samples}
 

@@ -195,6 +195,13 @@ def build_state_cases() -> dict[str, StateCase]:
         state = {"waiting": {"reason": reason, "message": message}}
         return ObservedState(job(active=1), (pod(state=state),), warning=warning)
 
+    def cache_container(
+        state: dict[str, Any], phase: str = "Pending", conditions: dict[str, tuple[str, str]] | None = None
+    ) -> ObservedState:
+        statuses = [{"name": "istio-init", "state": {}}, {"name": "model-cache", "state": state}]
+        waiting = {"waiting": {"reason": "PodInitializing"}}
+        return ObservedState(job(conditions), (pod(state=waiting, phase=phase, initContainerStatuses=statuses),))
+
     def blocked(reason: OperatorReason, terminal: bool = False) -> ObservedState:
         return ObservedState(blocked=Blocked(reason, "words", terminal))
 
@@ -279,6 +286,32 @@ def build_state_cases() -> dict[str, StateCase]:
             PHASE_STARTING,
             "SecretNotFound",
             'secret "k" not found',
+        ),
+        "model cache is filled": StateCase(
+            cache_container(RUNNING_STATE), PHASE_STARTING, "PodPending", "is filling or verifying the model cache"
+        ),
+        "model cache is filled, trainer follows": StateCase(
+            cache_container({"terminated": {"exitCode": 0}}), PHASE_STARTING, "PodPending", "is starting"
+        ),
+        "image pull backoff of the init container": StateCase(
+            cache_container({"waiting": {"reason": "ImagePullBackOff", "message": "words"}}),
+            PHASE_STARTING,
+            "ImagePullFailed",
+            "words",
+        ),
+        "init container killed": StateCase(
+            cache_container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "Failed"),
+            PHASE_STARTING,
+            "Retrying",
+            "The init container model-cache was terminated (OOMKilled), so that no trainer started.",
+        ),
+        "init container killed, Job failed": StateCase(
+            cache_container(
+                {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "Failed", JOB_BACKOFF_LIMIT_EXCEEDED
+            ),
+            PHASE_FAILED,
+            "OOMKilled",
+            "The init container model-cache was terminated",
         ),
         "pod warning": StateCase(
             waiting_container("ContainerCreating", warning=ReasonMessage("NetworkNotReady", "cni")),

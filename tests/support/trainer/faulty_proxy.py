@@ -33,6 +33,7 @@ class Fault:
             "500": "InternalError",
             "409": "ConditionalRequestConflict",
             "412": "PreconditionFailed",
+            "403": "AccessDenied",
         }
         return f"<Error><Code>{codes[self.kind]}</Code><Message>no</Message></Error>".encode()
 

@@ -34,9 +34,14 @@ CARD = {**LICENSE, "tags": ["text"], "language": ["en"]}
 ETAGS = {name: f'"{number:040x}"' for number, name in enumerate(FILES)}
 
 
+def is_outside_git(name: str) -> bool:
+    """Return whether the hub stores a file outside of Git, and identifies it by its SHA-256 digest."""
+    return name.endswith((".parquet", ".safetensors"))
+
+
 @dataclass
 class HubCommit:
-    """The files of a dataset at one commit. Parquet files are stored outside of Git."""
+    """The files of a repository at one commit."""
 
     files: dict[str, bytes]
 
@@ -52,11 +57,12 @@ class HubCommit:
         ]
 
     def get_etag(self, name: str) -> str:
-        digest = hashlib.sha256 if name.endswith(".parquet") else hashlib.sha1
-        return digest(self.files[name]).hexdigest()
+        digest = hashlib.sha256 if is_outside_git(name) else hashlib.sha1
+        header = b"" if is_outside_git(name) else b"blob %d\0" % len(self.files[name])
+        return digest(header + self.files[name]).hexdigest()
 
     def _describe_blob(self, name: str) -> dict[str, object]:
-        if not name.endswith(".parquet"):
+        if not is_outside_git(name):
             return {"blobId": self.get_etag(name)}
         lfs = {"sha256": self.get_etag(name), "size": len(self.files[name]), "pointerSize": 130}
         return {"blobId": "0" * 40, "lfs": lfs}
@@ -102,7 +108,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             entries = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": ETAGS[name]} for name in FILES]
             self._send_answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
         else:
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
+            siblings = HubCommit(FILES).list_files()
             info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "cardData": CARD}
             self._send_answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 

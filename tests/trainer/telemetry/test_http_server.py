@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
 from finetune_operator.controller.finetunejob import progress_poller as asking
-from finetune_trainer.contract import Stage
+from finetune_trainer.contract import CacheResult, Stage
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.progress import ProgressReporter
 
@@ -63,6 +63,12 @@ class TestServer:
         }  # the evaluation loss and others are not known: absent, not zero
         stages = {sample.labels["stage"]: sample.value for sample in families["finetune_trainer_stage"].samples}
         assert {stage for stage, value in stages.items() if value} == {"Training"}
+
+    def test_http_server_serves_result_of_model_cache(self, progress: ProgressReporter) -> None:
+        port = http_server.start_server(progress)
+        progress.model_cache = CacheResult.FILLED
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert 'finetune_trainer_model_cache{result="Filled"} 1.0' in answer.read().decode()
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
     async def test_http_server_listens_on_ipv4_and_ipv6(self, progress: ProgressReporter, host: str) -> None:

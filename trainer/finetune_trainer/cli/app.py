@@ -18,7 +18,7 @@ MAX_SHOWN_ROWS = 1000
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of `run`, `plan` and `generate`."""
+    """Build the parser of `run`, `plan`, `generate` and `cache`."""
     parser = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run_arguments(subparsers.add_parser("run", help="train and publish the adapter"))
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate_arguments(
         subparsers.add_parser("generate", help="generate completions with the base model and with the adapter")
     )
+    _add_cache_arguments(subparsers.add_parser("cache", help="fill or list a cache of base models"))
     return parser
 
 
@@ -102,6 +103,13 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
     add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     _add_work_dir_argument(parser)
+
+
+def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("fill", help="fill $FINETUNE_MODEL_CACHE_DIR with the base model of $FINETUNE_CONFIG")
+    list_parser = actions.add_parser("list", help="list models, sizes and times of the last use")
+    list_parser.add_argument("directory", type=Path, metavar="DIR", help="root of the cache")
 
 
 def _add_work_dir_argument(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-from finetune_trainer.contract import CLAIMS_DIR_ENV, ModelSource, Reason
+from finetune_trainer.contract import CLAIMS_DIR_ENV, CacheResult, ModelSource, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
 from finetune_trainer.storage import MODEL_ERRORS, S3, InputFile, Location, S3Object, download_objects, find_objects
@@ -62,6 +62,20 @@ class FetchedModel:
     """Files from S3. Empty for other sources, whose revision identifies them."""
     license_fields: Mapping[str, str] = field(default_factory=dict)
     """License of the card of a model on the hub; see `HubSnapshot`."""
+    cache_result: CacheResult | None = None
+    """Where the model came from, if the run has a model cache."""
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file of a model, as its source lists it without a download."""
+
+    size: int
+    """Size in bytes."""
+    sha256: str = ""
+    """SHA-256 digest of the content in hexadecimal, if the source gives it."""
+    blob_id: str = ""
+    """ID of the content in Git (SHA-1) in hexadecimal, if the source gives it."""
 
 
 class BaseModelSource(Protocol):
@@ -87,6 +101,21 @@ class BaseModelSource(Protocol):
 
     def read_config(self) -> bytes:
         """Return the content of config.json without the download of the model. Raises `OSError` if there is none."""
+
+
+class CacheableModelSource(BaseModelSource, Protocol):
+    """A base model that a cache can hold, because its source identifies the content of each file."""
+
+    @property
+    def identity(self) -> list[str]:
+        """Location and version of the files. It differs between two models, and between two versions of a model."""
+
+    @property
+    def listed_files(self) -> Mapping[str, ListedFile]:
+        """The files of the model, by name."""
+
+    def describe_copy(self, folder: Path, sha256_by_name: Mapping[str, str]) -> FetchedModel:
+        """Return what `fetch_weights` returns, for a folder that already has all files with these digests."""
 
 
 def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
@@ -198,10 +227,27 @@ class S3ModelSource:
     def fetch_weights(self, settings: FetchedModel, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Download the weights, which replace the sparse files."""
         weights = download_objects(self.s3, self.weights, settings.folder, MODEL_ERRORS, on_bytes)
-        files_by_uri = {file.uri: file for file in (*settings.files, *weights)}
-        files = [files_by_uri[entry.uri] for entry in self.objects]
-        digests = zip((entry.name for entry in self.objects), (file.sha256 for file in files), strict=True)
-        return FetchedModel(settings.folder, _compute_digest(digests), files)
+        digests = {file.uri: file.sha256 for file in (*settings.files, *weights)}
+        return self.describe_copy(settings.folder, {entry.name: digests[entry.uri] for entry in self.objects})
+
+    @property
+    def identity(self) -> list[str]:
+        """Endpoint, and key, size and ETag of each object."""
+        endpoints = {self.s3.bucket(entry.location.bucket).endpoint for entry in self.objects}
+        return ["s3", *sorted(endpoints), *(f"{entry.uri} {entry.size} {entry.etag}" for entry in self.objects)]
+
+    @property
+    def listed_files(self) -> Mapping[str, ListedFile]:
+        """The objects. An ETag identifies the content in the store, but it is not always a digest of it."""
+        return {entry.name: ListedFile(entry.size) for entry in self.objects}
+
+    def describe_copy(self, folder: Path, sha256_by_name: Mapping[str, str]) -> FetchedModel:
+        """Return the files as downloaded from S3."""
+        files = [
+            InputFile(entry.uri, folder / entry.name, entry.size, entry.etag, sha256_by_name[entry.name])
+            for entry in self.objects
+        ]
+        return FetchedModel(folder, _compute_digest(sha256_by_name.items()), files)
 
     def read_config(self) -> bytes:
         """Download config.json alone."""
@@ -243,7 +289,26 @@ class HubModelSource:
             (settings.folder / name).unlink(missing_ok=True)  # the hub's client would hash the sparse file
         self._download(settings.folder, weights=True)
         on_bytes(self.size - self.settings_size)
-        return FetchedModel(settings.folder, self.snapshot.commit, [], self.snapshot.license_fields)
+        return self.describe_copy(settings.folder, {})
+
+    @property
+    def identity(self) -> list[str]:
+        """Endpoint, repository and commit, and name and size of each file."""
+        files = [f"{name} {size}" for name, size in sorted(self.snapshot.sizes.items())]
+        return ["hub", self.snapshot.endpoint, self.snapshot.repo, self.snapshot.commit, *files]
+
+    @property
+    def listed_files(self) -> Mapping[str, ListedFile]:
+        """The files of the commit, with the digests of the hub."""
+        snapshot = self.snapshot
+        return {
+            name: ListedFile(size, snapshot.sha256.get(name, ""), snapshot.blob_ids.get(name, ""))
+            for name, size in snapshot.sizes.items()
+        }
+
+    def describe_copy(self, folder: Path, sha256_by_name: Mapping[str, str]) -> FetchedModel:
+        """Return the commit and its license."""
+        return FetchedModel(folder, self.snapshot.commit, [], self.snapshot.license_fields)
 
     def _download(self, target: Path, *, weights: bool) -> None:
         from finetune_trainer.inputs import hub

@@ -37,6 +37,12 @@ class HubSnapshot:
     """Sizes of the files of the model, in bytes, by name."""
     license_fields: dict[str, str] = field(default_factory=dict)
     """License of the model's card: `license`, and `license_name` and `license_link` of another one than the hub's."""
+    endpoint: str = ""
+    """Address of the hub."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """SHA-256 digests of the files that are stored outside of Git, by name."""
+    blob_ids: dict[str, str] = field(default_factory=dict)
+    """IDs in Git of the other files, by name."""
 
 
 def resolve_snapshot(uri: str, revision: str | None) -> HubSnapshot:
@@ -47,10 +53,19 @@ def resolve_snapshot(uri: str, revision: str | None) -> HubSnapshot:
         info = HfApi(endpoint=get_endpoint(), token=read_token(MODEL)).model_info(
             repo, revision=requested_revision, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if _is_model_file(file.rfilename)}
+    files = [file for file in info.siblings or [] if _is_model_file(file.rfilename)]
+    sizes = {file.rfilename: file.size or 0 for file in files}
     if info.sha is None or not sizes:
         raise TrainerError(Reason.MODEL_NOT_FOUND, f"{uri} at {requested_revision} has no model files")
-    return HubSnapshot(repo, info.sha, sizes, _read_license(info.card_data))
+    return HubSnapshot(
+        repo,
+        info.sha,
+        sizes,
+        _read_license(info.card_data),
+        get_endpoint(),
+        sha256={file.rfilename: file.lfs.sha256 for file in files if file.lfs},
+        blob_ids={file.rfilename: file.blob_id for file in files if file.blob_id and not file.lfs},
+    )
 
 
 def download_snapshot(snapshot: HubSnapshot, target: Path) -> None:

@@ -63,9 +63,9 @@ class _ProgressHandler(BaseHTTPRequestHandler):
         if self.path == "/progress":
             self._send_json(HTTPStatus.OK, self.server.progress.get_latest().to_json())
         elif self.path == "/metrics":
-            self._send_response(
-                HTTPStatus.OK, prometheus.CONTENT_TYPE, prometheus.render_metrics(self.server.progress.get_latest())
-            )
+            progress = self.server.progress
+            metrics = prometheus.render_metrics(progress.get_latest(), progress.model_cache)
+            self._send_response(HTTPStatus.OK, prometheus.CONTENT_TYPE, metrics)
         elif self.path == "/healthz":
             self._send_json(HTTPStatus.OK, {"status": "ok"})
         else:

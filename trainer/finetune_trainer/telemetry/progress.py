@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_trainer.contract import Progress, Stage
+from finetune_trainer.contract import CacheResult, Progress, Stage
 
 
 def current_timestamp() -> str:
@@ -23,6 +23,8 @@ class ProgressReporter:
         self._lock = threading.Lock()
         self.update_count = 0
         """Number of reports and heartbeats; the run is not stalled while it grows."""
+        self.model_cache: CacheResult | None = None
+        """Where the base model came from, if the run has a model cache."""
         self._latest = Progress(stage=Stage.DOWNLOADING, last_update_time=current_timestamp())
 
     def update(self, **fields: Any) -> None:

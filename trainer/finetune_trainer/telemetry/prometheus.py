@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Progress, Stage
+from finetune_trainer.contract import CacheResult, Progress, Stage
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -15,20 +15,21 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METRIC_PREFIX = "finetune_trainer_"
 
 
-def render_metrics(progress: Progress) -> bytes:
+def render_metrics(progress: Progress, model_cache: CacheResult | None = None) -> bytes:
     """Return the metrics in the Prometheus text format. Unknown values are omitted."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
-    registry.register(_ProgressCollector(progress))
+    registry.register(_ProgressCollector(progress, model_cache))
     return generate_latest(registry)
 
 
 class _ProgressCollector:
     """Collector for a single scrape."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, model_cache: CacheResult | None) -> None:
         self._progress = progress
+        self._model_cache = model_cache
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
@@ -42,6 +43,12 @@ class _ProgressCollector:
         for stage in Stage:
             stage_gauge.add_metric([stage.value], float(stage is self._progress.stage))
         yield stage_gauge
+        if self._model_cache:
+            cache_gauge = GaugeMetricFamily(
+                METRIC_PREFIX + "model_cache", "1 for where the base model came from.", labels=["result"]
+            )
+            cache_gauge.add_metric([self._model_cache.value], 1)
+            yield cache_gauge
 
 
 def _list_gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:

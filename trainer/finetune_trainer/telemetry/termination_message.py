@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract import (
     OUTCOME_MAX_BYTES,
+    CacheResult,
     CheckpointRecord,
     DatasetReport,
     Outcome,
@@ -76,6 +77,10 @@ class OutcomeRecorder:
         """Record the results of the checks before the first step."""
         self.facts.preflight = findings
 
+    def record_model_cache(self, result: CacheResult | None) -> None:
+        """Record where the base model came from, if the run has a model cache."""
+        self.progress.model_cache = result
+
     def record_log_uri(self, uri: str) -> None:
         """Record where the log of this attempt is stored."""
         self.facts.log_uri = uri
@@ -85,15 +90,18 @@ class OutcomeRecorder:
         if outcome.progress:
             self.progress.update(**outcome.progress.model_dump())
             self.facts.backend, self.facts.dataset = outcome.backend, outcome.dataset
+            self.record_model_cache(outcome.model_cache)
 
     def complete(self, outcome: Outcome) -> Outcome:
-        """Return the outcome with progress, and with backend, dataset report and log if it has none of its own."""
+        """Return the outcome with progress, and with backend, dataset report, log and cache result if it has none of
+        its own."""
         return outcome.model_copy(
             update={
                 "message": _truncate_utf8(escape_invisible(outcome.message), _MESSAGE_BYTE_LIMITS[0]),
                 "backend": outcome.backend or self.facts.backend,
                 "dataset": outcome.dataset or self.facts.dataset,
                 "log_uri": outcome.log_uri or self.facts.log_uri,
+                "model_cache": outcome.model_cache or self.progress.model_cache,
                 "progress": _add_recorded_checkpoint(self.progress.get_latest()),
             }
         )

@@ -24,6 +24,8 @@ def count_status_change(meta: ObjectMeta, previous: FineTuneJobStatus, current: 
     if is_terminal(current) and not is_terminal(previous) and current.phase:
         reason = next(condition.reason for condition in current.conditions if condition.type == current.phase)
         counters.JOBS_FINISHED.labels(namespace, current.phase, reason).inc()
+        if current.model_cache:
+            counters.MODEL_CACHE_RESULTS.labels(namespace, current.model_cache).inc()
         counters.JOB_RUN_SECONDS.labels(current.phase).observe(current.active_seconds or 0)
 
 
