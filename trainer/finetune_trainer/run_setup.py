@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from finetune_trainer import input_preparation
+from finetune_trainer.config.suspend_step import read_suspend_step
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import collectives, topology
@@ -40,12 +41,15 @@ class ResolvedRun:
     output: OutputPrefix
     published: PublishedResult | None
     """The result of this config, if it is published already."""
+    suspend_step: int | None = None
+    """The optimizer step to stop at, or None to train to the end."""
 
 
 def resolve_run(config: TrainerConfig) -> ResolvedRun:
-    """Check secrets and output, and list the inputs. Raises `TrainerError` for what cannot work."""
+    """Check secrets, settings and output, and list the inputs. Raises `TrainerError` for what cannot work."""
     if topology.is_rank_zero():
         _check_secrets(config)
+    suspend_step = read_suspend_step(config)
     input_preparation.check_settings(config)
     s3 = S3(config.storage)
     output = OutputPrefix(s3, config)
@@ -53,7 +57,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
     inputs = resolve.resolve_inputs(config, s3)
     if published:
         output.check_inputs(published, inputs)
-    return ResolvedRun(inputs, output, published)
+    return ResolvedRun(inputs, output, published, suspend_step)
 
 
 def _check_secrets(config: TrainerConfig) -> None:
