@@ -36,6 +36,7 @@ from finetune_trainer.storage import check_disk_space
 from finetune_trainer.telemetry.progress import current_timestamp
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
 from finetune_trainer.tracking import run_tracking, tensorboard_files
+from finetune_trainer.training import scratch_needs
 from finetune_trainer.training.step_stop import StepReached
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[Downlo
     future that is never done."""
     if not topology.is_local_rank_zero():
         return Future()
-    check_disk_space(context.work_dir, inputs.size)
+    check_disk_space(context.work_dir, scratch_needs.list_download_parts(inputs, inputs.model.size))
     return resolve.start_download(inputs, context.work_dir)
 
 
@@ -161,6 +162,7 @@ def prepare_inputs(
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
     context.recorder.record_rejected_rows(dataset.rejected_examples)
+    check_disk_space(context.work_dir, input_preparation.list_remaining_parts(resolved, model, dataset))
     context.enter_stage(Stage.DOWNLOADING)
     files = resolve.fetch_weights(resolved, files)
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))

@@ -25,6 +25,7 @@ from finetune_trainer.publishing.failure_evidence import FailureEvidence
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.run_log import capture_log
+from finetune_trainer.telemetry.scratch_watch import watch_scratch
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 from finetune_trainer.telemetry.watchdog import stall_watchdog
 from finetune_trainer.tracking import run_tracking
@@ -83,7 +84,8 @@ def store_resolution_failure(config: TrainerConfig, scratch: Path, recorder: Out
 
 @contextmanager
 def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
-    """Hold the output lock, capture the log, track the run and watch for stalls in the block.
+    """Hold the output lock, capture the log, track the run, and watch for stalls and a full scratch volume in the
+    block.
 
     If the block fails, log and findings are stored at the output.
     """
@@ -101,6 +103,9 @@ def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) ->
             resolved.inputs.s3,
             evidence.store_stalled if evidence else None,
         ),
+        watch_scratch(recorder, scratch, evidence.store_full if evidence else None)
+        if topology.is_local_rank_zero()
+        else nullcontext(),
         collectives.translate_peer_errors(),
     ):
         yield RunContext(config, work_dir, recorder, output_lock, run_log, tracker)

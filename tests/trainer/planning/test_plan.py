@@ -21,7 +21,7 @@ from finetune_trainer.modeling.loading import load_model
 from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
 from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
-from finetune_trainer.planning.plan import build_plan
+from finetune_trainer.planning.plan import RunResources, build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import count_parameters
 from finetune_trainer.run_setup import resolve_run
@@ -73,7 +73,7 @@ class TestPlanAgainstRun:
             build_plan(load_manifest(job(ROWS, backend="unsloth", lora=tokens)), tmp_path)
         assert caught.value.reason is Reason.CONFIG_INVALID
         with pytest.raises(TrainerError, match="unsloth supports a single process only"):
-            build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, world_size=2)
+            build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, RunResources(world_size=2))
 
     def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
         job_config = load_manifest(job(ROWS, lora={"rank": 8}))
