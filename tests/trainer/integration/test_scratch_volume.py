@@ -1,4 +1,4 @@
-"""A run whose scratch volume is too small ends as DiskFull: before it downloads anything, or when the volume is full."""
+"""A run whose scratch volume is too small ends as DiskFull: before the download, or when the volume is full."""
 
 from __future__ import annotations
 

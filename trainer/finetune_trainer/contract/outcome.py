@@ -194,7 +194,7 @@ class StepResult(Model):
     `kto`. Without validation data it is the mean training loss of the last logged step."""
     eval_loss_low: float | None = None
     """evalLossLow is the lower end of the 95 % confidence interval of `evalLoss`. It is unset without validation
-    data, or if the validation data has too few rows."""
+    data, if the validation data has too few rows, and for `dpo` and `kto`."""
     eval_loss_high: float | None = None
     """evalLossHigh is the upper end of the 95 % confidence interval of `evalLoss`."""
 
