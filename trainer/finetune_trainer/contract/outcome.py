@@ -235,7 +235,7 @@ class Outcome(Model):
     """result describes the published result."""
     log_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="logURI")
     """logURI is the S3 URI of the log of the run. The log of a failed run is below `.failed/` of the output, that of a
-    rejected adapter below `.rejected/`."""
+    rejected adapter below `.rejected/`, and that of a run that ended with `StepReached` in its checkpoint."""
     step_result: StepResult | None = None
     """stepResult is the evaluation of a run that ended with `StepReached`."""
     model_cache: CacheResult | None = None
