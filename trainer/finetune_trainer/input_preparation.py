@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.distributed import topology
 from finetune_trainer.inputs.data_sources import check_files_unchanged
-from finetune_trainer.inputs.resolve import DownloadedInputs
+from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
+from finetune_trainer.training.scratch_needs import ModelSizes, list_training_parts, measure_sizes
+from finetune_trainer.training.steps import count_optimizer_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +34,8 @@ class CheckedModel:
     tokenizer: PreTrainedTokenizerBase
     max_positions: int | None
     """Maximum length of a text in tokens, if it is limited."""
+    sizes: ModelSizes
+    """Parameters of the model and its adapter."""
     template_date: date | None = None
     """Date that the chat template writes as the current one, or None if it cannot write any."""
 
@@ -73,10 +78,21 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     tokenizer = loading.load_tokenizer(files.model_dir, config.model)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
+    sizes = measure_sizes(config, meta_model, files.model_dir)
     if not can_write_date(tokenizer):
-        return CheckedModel(tokenizer, max_positions)
+        return CheckedModel(tokenizer, max_positions, sizes)
     log.info("the chat template can write the current date: rows and prompts then have %s", template_date)
-    return CheckedModel(tokenizer, max_positions, template_date)
+    return CheckedModel(tokenizer, max_positions, sizes, template_date)
+
+
+def list_remaining_parts(resolved: ResolvedInputs, model: CheckedModel, dataset: PreparedData) -> dict[str, int]:
+    """Return what a run writes to its scratch volume after the data is prepared, in bytes by part."""
+    from finetune_trainer.modeling.precision import get_dtype, resolve_precision
+
+    config, weights_bytes = resolved.config, resolved.model.size - resolved.model.settings_size
+    steps = count_optimizer_steps(config.training, len(dataset.dataset), topology.world_size())
+    bytes_per_parameter = get_dtype(resolve_precision(config)).itemsize
+    return {"weights": weights_bytes, **list_training_parts(config, model.sizes, steps, bytes_per_parameter)}
 
 
 def prepare_data(

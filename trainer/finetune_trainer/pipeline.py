@@ -36,6 +36,8 @@ from finetune_trainer.storage import check_disk_space
 from finetune_trainer.telemetry.progress import current_timestamp
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
 from finetune_trainer.tracking import run_tracking, tensorboard_files
+from finetune_trainer.training import scratch_needs
+from finetune_trainer.training.step_stop import StepReached
 
 if TYPE_CHECKING:
     from finetune_trainer.data.preparation import PreparedData
@@ -74,8 +76,8 @@ class RunReport:
 
 
 def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outcome:
-    """Train and publish the adapter, unless its result is published already. Writes files below `scratch`
-    and the temporary folder only.
+    """Train and publish the adapter, unless its result is published already or the training stops at a step. Writes
+    files below `scratch` and the temporary folder only.
 
     With several ranks, each calls this function, and rank 0 alone evaluates and writes to the store. Raises
     `TrainerError` for problems that the user or an administrator can fix.
@@ -95,10 +97,14 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         prepare = partial(prepare_inputs, download, resolved.inputs, choose_template_date(output), context)
         inputs = collectives.run_on_local_rank_zero(prepare, context.work_dir, context.progress.heartbeat)
         model = load_model(inputs, backend, context)
-        checkpoints = create_checkpoint_manager(_open_checkpoint_store(inputs, output), context)
-        result = train_adapter(model, inputs, checkpoints, context)
+        store = _open_checkpoint_store(inputs, output)
+        checkpoints = create_checkpoint_manager(store, context)
+        try:
+            result = train_adapter(model, inputs, checkpoints, resolved.suspend_step, context)
+        except StepReached as reached:
+            return suspend_run(reached, store, context)
         if not topology.is_rank_zero():
-            return wait_for_rank_zero(context)
+            return wait_for_rank_zero(context, Reason.COMPLETED)
         report = evaluate_adapter(model, inputs, result, output.digest, context)
         if report.failed_checks:
             raise reject_adapter(report, output, checkpoints)
@@ -115,7 +121,7 @@ def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[Downlo
     future that is never done."""
     if not topology.is_local_rank_zero():
         return Future()
-    check_disk_space(context.work_dir, inputs.size)
+    check_disk_space(context.work_dir, scratch_needs.list_download_parts(inputs, inputs.model.size))
     return resolve.start_download(inputs, context.work_dir)
 
 
@@ -157,6 +163,7 @@ def prepare_inputs(
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
     context.recorder.record_rejected_rows(dataset.rejected_examples)
+    check_disk_space(context.work_dir, input_preparation.list_remaining_parts(resolved, model, dataset))
     context.enter_stage(Stage.DOWNLOADING)
     files = resolve.fetch_weights(resolved, files)
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
@@ -180,9 +187,16 @@ def _open_checkpoint_store(inputs: PreparedInputs, output: OutputPrefix) -> Chec
 
 
 def train_adapter(
-    model: LoadedModel, inputs: PreparedInputs, checkpoints: CheckpointManager, context: RunContext
+    model: LoadedModel,
+    inputs: PreparedInputs,
+    checkpoints: CheckpointManager,
+    suspend_step: int | None,
+    context: RunContext,
 ) -> TrainResult:
-    """Train the adapter in place, from the newest checkpoint if there is one."""
+    """Train the adapter in place, from the newest checkpoint if there is one.
+
+    Raises `StepReached` at the step to stop at, if there is one, once its checkpoint is stored.
+    """
     from finetune_trainer.training.state import TrainingSession
     from finetune_trainer.training.train import train
 
@@ -192,16 +206,39 @@ def train_adapter(
             context.progress,
             resume_from=saved.resume_from,
             saver=saved.saver,
+            stop_step=suspend_step,
             log_metrics=context.log_metrics,
             record_preflight=context.recorder.record_preflight,
         )
-        return train(inputs.training_config, model, inputs.dataset, session, context.work_dir)
+        try:
+            return train(inputs.training_config, model, inputs.dataset, session, context.work_dir)
+        except StepReached:
+            saved.saver.check_stored()
+            raise
 
 
-def wait_for_rank_zero(context: RunContext) -> Outcome:
-    """Wait until rank 0 has published or rejected the adapter: the pod of another rank must not succeed before."""
+def suspend_run(reached: StepReached, store: CheckpointStore, context: RunContext) -> Outcome:
+    """Return the outcome of a run that is at the step to stop at. Nothing is published, and the checkpoints are kept.
+
+    Its log is that of the checkpoint.
+    """
+    if not topology.is_rank_zero():
+        return wait_for_rank_zero(context, Reason.STEP_REACHED)
+    from finetune_trainer.evaluation import step_result
+
+    collectives.release_waiters()
+    run_tracking.stop_run(context.tracker)
+    result = step_result.build_step_result(reached.evaluation)
+    outcome = build_outcome(Reason.STEP_REACHED, step_result.describe_stop(reached, result))
+    log_uri = store.build_log_uri(reached.evaluation.step)
+    return outcome.model_copy(update={"step_result": result, "log_uri": log_uri})
+
+
+def wait_for_rank_zero(context: RunContext, reason: Reason) -> Outcome:
+    """Wait until rank 0 has published or rejected the adapter, or stored a checkpoint: the pod of another rank must not
+    succeed before."""
     collectives.barrier(context.progress.heartbeat)
-    return build_outcome(Reason.COMPLETED, "trained together with rank 0, which reports the result of the run")
+    return build_outcome(reason, "trained together with rank 0, which reports the result of the run")
 
 
 def evaluate_adapter(

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from finetune_trainer import input_preparation
+from finetune_trainer.config.suspend_step import read_suspend_step
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import collectives, topology
@@ -25,6 +26,7 @@ from finetune_trainer.publishing.failure_evidence import FailureEvidence
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.storage import S3
 from finetune_trainer.telemetry.run_log import capture_log
+from finetune_trainer.telemetry.scratch_watch import watch_scratch
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 from finetune_trainer.telemetry.watchdog import stall_watchdog
 from finetune_trainer.tracking import run_tracking
@@ -41,12 +43,15 @@ class ResolvedRun:
     output: OutputPrefix
     published: PublishedResult | None
     """The result of this config, if it is published already."""
+    suspend_step: int | None = None
+    """The optimizer step to stop at, or None to train to the end."""
 
 
 def resolve_run(config: TrainerConfig) -> ResolvedRun:
-    """Check secrets and output, and list the inputs. Raises `TrainerError` for what cannot work."""
+    """Check secrets, settings and output, and list the inputs. Raises `TrainerError` for what cannot work."""
     if topology.is_rank_zero():
         _check_secrets(config)
+    suspend_step = read_suspend_step(config)
     input_preparation.check_settings(config)
     s3 = S3(config.storage)
     output = OutputPrefix(s3, config)
@@ -54,7 +59,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
     inputs = use_cache(resolve.resolve_inputs(config, s3))
     if published:
         output.check_inputs(published, inputs)
-    return ResolvedRun(inputs, output, published)
+    return ResolvedRun(inputs, output, published, suspend_step)
 
 
 def _check_secrets(config: TrainerConfig) -> None:
@@ -80,7 +85,8 @@ def store_resolution_failure(config: TrainerConfig, scratch: Path, recorder: Out
 
 @contextmanager
 def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Iterator[RunContext]:
-    """Hold the output lock, capture the log, track the run and watch for stalls in the block.
+    """Hold the output lock, capture the log, track the run, and watch for stalls and a full scratch volume in the
+    block.
 
     If the block fails, log and findings are stored at the output.
     """
@@ -98,6 +104,9 @@ def open_run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) ->
             resolved.inputs.s3,
             evidence.store_stalled if evidence else None,
         ),
+        watch_scratch(recorder, scratch, evidence.store_full if evidence else None)
+        if topology.is_local_rank_zero()
+        else nullcontext(),
         collectives.translate_peer_errors(),
     ):
         yield RunContext(config, work_dir, recorder, output_lock, run_log, tracker)

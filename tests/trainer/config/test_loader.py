@@ -45,6 +45,23 @@ def test_workers_count_from_compute(tmp_path: Path, compute: str, expected: int)
     assert loader.read_world_size(path) == expected
 
 
+SCRATCH_SIZES = {
+    "not set": ("  compute: {nodes: 2}\n", None),
+    "binary unit": ("  compute: {scratch: {size: 1.5Gi}}\n", 1.5 * 2**30),
+    "decimal unit": ("  compute: {scratch: {size: 20G}}\n", 20e9),
+    "no unit": ("  compute: {scratch: {size: 1000}}\n", 1000),
+    "no quantity": ("  compute: {scratch: {size: large}}\n", None),
+    "no scratch": ("  compute: {scratch: 7}\n", None),
+}
+
+
+@pytest.mark.parametrize(("compute", "expected"), SCRATCH_SIZES.values(), ids=SCRATCH_SIZES)
+def test_scratch_size_is_in_bytes(tmp_path: Path, compute: str, expected: float | None) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(build_manifest() + compute)
+    assert loader.read_scratch_size(path) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

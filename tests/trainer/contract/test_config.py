@@ -89,6 +89,7 @@ def test_reason_has_exit_code_of_its_kind(reason: Reason) -> None:
     expected = {
         Reason.COMPLETED: ExitCode.OK,
         Reason.ALREADY_COMPLETE: ExitCode.OK,
+        Reason.STEP_REACHED: ExitCode.OK,
         Reason.STORAGE_UNREACHABLE: ExitCode.TRANSIENT,
         Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
         Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,

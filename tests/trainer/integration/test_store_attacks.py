@@ -117,7 +117,7 @@ def test_find_huge_listing_is_refused_before_download(liar: HostileServer, tmp_p
     objects = find_objects(S3(Storage(endpoint=liar.url)), Location.parse("s3://data/big/"), DATA_ERRORS)
     assert len(objects) == 10_000
     with pytest.raises(TrainerError) as caught:
-        check_disk_space(tmp_path, sum(item.size for item in objects))
+        check_disk_space(tmp_path, {"data": sum(item.size for item in objects)})
     assert caught.value.reason is Reason.DISK_FULL
     assert len(liar.requests) == 10
     assert all("list-type=2" in request for request in liar.requests)

@@ -14,7 +14,7 @@ from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat
 from finetune_trainer.config.loader import load_manifest
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.planning.plan import build_checked_plan, build_plan
+from finetune_trainer.planning.plan import RunResources, build_checked_plan, build_plan
 from finetune_trainer.planning.plan_text import to_text
 
 if TYPE_CHECKING:
@@ -109,4 +109,4 @@ def test_check_damaged_weights_fail_as_run(jobs: PlanJobWriter, tmp_path: Path) 
 def test_check_several_ranks_reject_unsloth(jobs: PlanJobWriter, tmp_path: Path) -> None:
     jobs.upload_model(build(tmp_path / "tiny"))
     with pytest.raises(TrainerError, match="unsloth supports a single process only"):
-        build_checked_plan(load_manifest(jobs.write(ROWS, backend="unsloth")), tmp_path, world_size=2)
+        build_checked_plan(load_manifest(jobs.write(ROWS, backend="unsloth")), tmp_path, RunResources(world_size=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from finetune_trainer.modeling.loading import load_model
 from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
 from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
-from finetune_trainer.planning.plan import build_plan
+from finetune_trainer.planning.plan import CheckFailedError, RunResources, build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import count_parameters
 from finetune_trainer.run_setup import resolve_run
@@ -73,7 +74,7 @@ class TestPlanAgainstRun:
             build_plan(load_manifest(job(ROWS, backend="unsloth", lora=tokens)), tmp_path)
         assert caught.value.reason is Reason.CONFIG_INVALID
         with pytest.raises(TrainerError, match="unsloth supports a single process only"):
-            build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, world_size=2)
+            build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, RunResources(world_size=2))
 
     def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
         job_config = load_manifest(job(ROWS, lora={"rank": 8}))
@@ -161,6 +162,21 @@ class TestPlanAgainstRun:
         assert table["rejected: overlength"] == "1"
         assert table["base model"] == f"{count_parameters(model_dir):,} parameters"
         assert table["fits a GPU of"].startswith("~ 16 GB")
+        assert re.match(
+            r"at least .*: base model .*, data .*, prepared data .*, checkpoints .*, new adap", table["scratch"]
+        )
+
+    def test_plan_scratch_volume_too_small_is_refused_after_the_plan(
+        self, job: Callable[..., Path], model_dir: Path, tmp_path: Path
+    ) -> None:
+        job_config = load_manifest(job(ROWS))
+        plan = build_plan(job_config, tmp_path, RunResources(scratch_size=2**30))
+        assert plan.scratch_parts["base model"] == sum(path.stat().st_size for path in model_dir.iterdir())
+        assert plan.scratch_parts["checkpoints"] == 3 * plan.estimated_checkpoint_bytes
+        assert plan.scratch_parts["prepared data"] > 0
+        with pytest.raises(CheckFailedError, match=r"compute\.scratch\.size is .*; set it to 1Gi or more") as caught:
+            build_plan(job_config, tmp_path, RunResources(scratch_size=plan.scratch_bytes))
+        assert (caught.value.reason, caught.value.plan) == (Reason.DISK_FULL, plan)
 
     @pytest.mark.parametrize(
         ("change", "reason"),

@@ -14,7 +14,7 @@ from tests.support.trainer.faulty_proxy import Fault
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage import DATA_ERRORS, S3, Location, check_disk_space, download_objects, find_objects
+from finetune_trainer.storage import DATA_ERRORS, S3, Location, download_objects, find_objects
 
 if TYPE_CHECKING:
     from tests.support.trainer.faulty_proxy import FaultyProxy
@@ -62,12 +62,6 @@ def test_download_first_failure_cancels_others(s3: S3Server, tmp_path: Path) -> 
     s3.client.delete_object(Bucket="data", Key="failing/07")
     with pytest.raises(TrainerError, match=r"failing/07 .*there is no such object"):
         download_data(connection, objects, tmp_path)
-
-
-def test_check_space_too_large_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=r"the inputs need 1024\.0 TiB, .*compute\.scratch") as error:
-        check_disk_space(tmp_path, 2**50)
-    assert error.value.reason is Reason.DISK_FULL
 
 
 @pytest.mark.parametrize("size", [1000, 10 * 2**20])

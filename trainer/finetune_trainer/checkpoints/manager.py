@@ -50,6 +50,7 @@ class CheckpointUploader:
         self._condition = threading.Condition()
         self._pending: CheckpointFolder | None = None
         self._is_uploading = False
+        self._last_error: TrainerError | OSError | None = None
         threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
 
     def submit(self, checkpoint: CheckpointFolder) -> None:
@@ -66,6 +67,12 @@ class CheckpointUploader:
             # With a timeout, since Python handles no signals during an unlimited wait.
             while self._is_uploading or self._pending:
                 self._condition.wait(0.2)
+
+    def check_stored(self) -> None:
+        """Wait as `flush` does. Raises the error of the newest checkpoint if it could not be stored."""
+        self.flush()
+        if self._last_error:
+            raise self._last_error
 
     def _run(self) -> None:
         while True:
@@ -86,8 +93,10 @@ class CheckpointUploader:
             self._store.save(checkpoint.folder, checkpoint.step, self._check_lock)
         # An earlier checkpoint is still stored, and the next upload may succeed.
         except (TrainerError, OSError) as error:
+            self._last_error = error
             log.warning("checkpoint: could not store step %d: %s", checkpoint.step, error)
         else:
+            self._last_error = None
             report_checkpoint(self._progress, checkpoint.step, current_timestamp())
             log.info("checkpoint: stored step %d in %.1f s", checkpoint.step, time.monotonic() - started_at)
         finally:
@@ -110,6 +119,9 @@ class CheckpointSaver(Protocol):
 
     def handle_saved(self, checkpoint: CheckpointFolder) -> None:
         """Take over a state that was written to disk; deliver a stop signal that waited for it."""
+
+    def check_stored(self) -> None:
+        """Wait until the newest checkpoint is stored. Raises the error if that failed."""
 
 
 @dataclass
@@ -150,6 +162,10 @@ class PrimarySaver:
             collectives.release_waiters()
             self.shutdown.deliver()
 
+    def check_stored(self) -> None:
+        """Wait until the newest checkpoint is stored. Raises the error if that failed."""
+        self.uploader.check_stored()
+
 
 @dataclass
 class NonPrimarySaver:
@@ -168,6 +184,9 @@ class NonPrimarySaver:
         if self.shutdown.agreed_by_all:
             collectives.barrier()
             self.shutdown.deliver()
+
+    def check_stored(self) -> None:
+        """Do nothing: only rank 0 stores."""
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,10 @@ class CheckpointStore:
         for step in steps.keys() - set(complete_steps[: self._keep_count]):
             self._delete_checkpoint(steps[step])
 
+    def build_log_uri(self, step: int) -> str:
+        """Return the URI of the log in the checkpoint of a step."""
+        return str(self._run_root.child(f"step-{step}/{LOG_NAME}"))
+
     def clear(self) -> None:
         """Remove all checkpoints of this run."""
         for objects in self._list_steps().values():

@@ -63,6 +63,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "manifest", nargs="?", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML; absent: $FINETUNE_CONFIG"
     )
+    parser.add_argument(
+        "--suspend-at-step", metavar="N", help="evaluate, save a checkpoint and stop after N optimizer steps"
+    )
     _add_work_dir_argument(parser)
 
 

@@ -76,7 +76,7 @@ def _fetch_model(request: GenerateRequest, revision: str | None, target: Path) -
     if "://" not in request.model:
         return _resolve_local_folder(request.model, Reason.MODEL_NOT_FOUND)
     source = base_model.resolve_model(ModelSource(uri=request.model, revision=revision), S3(request.storage))
-    check_disk_space(target.parent, source.size)
+    check_disk_space(target.parent, {"base model": source.size})
     return base_model.fetch_model(source, target, _ignore_bytes).folder
 
 

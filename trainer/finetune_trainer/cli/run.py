@@ -11,7 +11,7 @@ from finetune_trainer import pipeline, run_setup
 from finetune_trainer.cli import launcher
 from finetune_trainer.cli.app import resolve_scratch
 from finetune_trainer.config import loader
-from finetune_trainer.contract import JOB_ENV, Outcome, Stage, TrainerConfig
+from finetune_trainer.contract import JOB_ENV, SUSPEND_AT_STEP_ENV, Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
@@ -24,8 +24,10 @@ def run_command(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
     config = loader.load_manifest(args.manifest) if args.manifest else loader.load_from_environment()
     if args.manifest:  # in the environment, so that the ranks that are launched know it
         os.environ.setdefault(JOB_ENV, loader.read_job_name(args.manifest))
+    if args.suspend_at_step:
+        os.environ[SUSPEND_AT_STEP_ENV] = args.suspend_at_step
     outcome = run_or_launch(config, resolve_scratch(args), recorder)
-    if outcome.reason.exit_code == 0:
+    if outcome.reason.exit_code == 0 and outcome.reason is not Reason.STEP_REACHED:
         recorder.progress.update(stage=Stage.DONE, percentage=100)
     return outcome
 

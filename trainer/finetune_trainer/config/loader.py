@@ -42,6 +42,14 @@ _TEXT_REQUIRED = "text is required: quote it"
 _METADATA_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
 """What a field of the metadata names, and its maximum length."""
 
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[kMGTPE]|[KMGTPE]i)")
+"""A quantity of bytes as in Kubernetes: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/"""
+_QUANTITY_UNITS = {
+    "": 1,
+    **{unit: 1000**power for power, unit in enumerate("kMGTPE", 1)},
+    **{f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)},
+}
+
 
 class _PlainConstructor(RoundTripConstructor):
     """Constructs plain values with their line numbers. Dates stay text, as for kubectl."""
@@ -105,6 +113,15 @@ def read_world_size(path: Path) -> int:
     compute = _read_job_document(path)["spec"].get("compute")
     nodes, gpus = (compute.get(name, 1) if isinstance(compute, dict) else 1 for name in ("nodes", "gpusPerNode"))
     return max(nodes, 1) * max(gpus, 1) if isinstance(nodes, int) and isinstance(gpus, int) else 1
+
+
+def read_scratch_size(path: Path) -> int | None:
+    """Return `compute.scratch.size` in bytes, or None if the manifest does not set it."""
+    compute = _read_job_document(path)["spec"].get("compute")
+    scratch = compute.get("scratch") if isinstance(compute, dict) else None
+    size = scratch.get("size") if isinstance(scratch, dict) else None
+    match = _QUANTITY.fullmatch(str(size))
+    return int(float(match[1]) * _QUANTITY_UNITS[match[2]]) if match else None
 
 
 def read_job_name(path: Path) -> str:

@@ -194,7 +194,7 @@ class StepResult(Model):
     `kto`. Without validation data it is the mean training loss of the last logged step."""
     eval_loss_low: float | None = None
     """evalLossLow is the lower end of the 95 % confidence interval of `evalLoss`. It is unset without validation
-    data, or if the validation data has too few rows."""
+    data, if the validation data has too few rows, and for `dpo` and `kto`."""
     eval_loss_high: float | None = None
     """evalLossHigh is the upper end of the 95 % confidence interval of `evalLoss`."""
 
@@ -235,7 +235,7 @@ class Outcome(Model):
     """result describes the published result."""
     log_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="logURI")
     """logURI is the S3 URI of the log of the run. The log of a failed run is below `.failed/` of the output, that of a
-    rejected adapter below `.rejected/`."""
+    rejected adapter below `.rejected/`, and that of a run that ended with `StepReached` in its checkpoint."""
     step_result: StepResult | None = None
     """stepResult is the evaluation of a run that ended with `StepReached`."""
     model_cache: CacheResult | None = None

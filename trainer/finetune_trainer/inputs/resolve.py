@@ -160,7 +160,7 @@ def _list_data_sources(config: TrainerConfig) -> list[DataSource]:
 def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedInputs]:
     """Download the inputs without the weights of the base model to `folder` in threads. The future gets the result or
     the error."""
-    check_disk_space(folder, resolved.size_without_weights)
+    check_disk_space(folder, {"inputs without weights": resolved.size_without_weights})
     pool = ThreadPoolExecutor(_MAX_CONCURRENT_SOURCES, "download")
     counter = _DownloadProgress(resolved.size_without_weights)
     data = [
@@ -213,7 +213,7 @@ def fetch_weights(resolved: ResolvedInputs, downloaded: DownloadedInputs) -> Dow
     """Complete the base model with its weights, which are downloaded in this thread."""
     size = resolved.model.size - resolved.model.settings_size
     if size:  # otherwise the folder may be on a volume that is not written to
-        check_disk_space(downloaded.model_dir, size)
+        check_disk_space(downloaded.model_dir, {"weights": size})
     counter = _DownloadProgress(size)
     model = resolved.model.fetch_weights(downloaded.model, counter.add_bytes)
     log.info("inputs: downloaded %s of weights; model revision %s", counter.format_summary(), model.revision)

@@ -51,6 +51,16 @@ def build_lora_config(config: TrainerConfig, base: PreTrainedModel, model_dir: P
     )
 
 
+def list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel, model_dir: Path) -> list[int]:
+    """Return the number of parameters of each trainable tensor of a model on the `meta` device, which gets an adapter.
+    Raises as `add_adapter`."""
+    import torch
+
+    with torch.device("meta"):
+        adapted = add_adapter(config, meta_model, model_dir)
+    return [parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad]
+
+
 def resolve_lora_alpha(config: TrainerConfig) -> float:
     """Return alpha, as an integer if it is one: some servers parse it as an integer."""
     alpha = float(config.training.lora.alpha)

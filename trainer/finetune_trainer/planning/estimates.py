@@ -14,6 +14,7 @@ from finetune_trainer.modeling.batch_limits import (
     limit_new_tokens,
 )
 from finetune_trainer.planning.model_shape import ModelShape
+from finetune_trainer.training import scratch_needs
 from finetune_trainer.training.methods import get_method
 
 GPU_SIZES_GB = (16, 24, 40, 80, 141)
@@ -124,6 +125,16 @@ def estimate_seconds(config: TrainerConfig, shape: ModelShape, tokens: int) -> d
     return {gpu: flops / (tflops * 1e12 * FLOPS_UTILISATION) for gpu, tflops in GPU_TFLOPS.items()}
 
 
+def estimate_scratch(
+    config: TrainerConfig, shape: ModelShape, steps: int, stored_parts: Mapping[str, int]
+) -> dict[str, int]:
+    """Return what the run needs on its scratch volume in bytes by part: `stored_parts` are the inputs and the prepared
+    data. Precision `auto` counts as 16 bits."""
+    sizes = scratch_needs.ModelSizes(shape.parameters, shape.trainable, shape.adapter_tensors)
+    bytes_per_parameter = 4 if config.training.precision == "fp32" else 2
+    return {**stored_parts, **scratch_needs.list_training_parts(config, sizes, steps, bytes_per_parameter)}
+
+
 def estimate_checkpoint_bytes(shape: ModelShape, steps: int) -> int:
     """Estimate the last checkpoint: adapter and AdamW moments in fp32, tensor names, and a log line per step."""
-    return shape.trainable * 12 + shape.adapter_tensors * 1000 + steps * 280 + 20_000
+    return scratch_needs.estimate_checkpoint_bytes(shape.trainable, shape.adapter_tensors, steps)

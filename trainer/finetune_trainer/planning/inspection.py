@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.base_model import BaseModelSource, S3ModelSource, read_model_settings
 from finetune_trainer.planning import safetensors_headers
+from finetune_trainer.training.scratch_needs import list_download_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,13 @@ class InspectedInputs:
     """The imported backend."""
     work_dir: Path
     """A temporary folder."""
+    download_parts: Mapping[str, int]
+    """What the run downloads, and the prepared data as it is counted before, in bytes by part."""
+
+    def list_stored_parts(self) -> dict[str, int]:
+        """Return what the run downloads, and the prepared data as it is stored, in bytes by part."""
+        prepared_bytes = sum(path.stat().st_size for path in self.work_dir.iterdir() if path.is_file())
+        return {**self.download_parts, "prepared data": prepared_bytes}
 
 
 @contextmanager
@@ -61,7 +69,10 @@ def inspect_inputs(
         prepared = input_preparation.prepare_data(config, files, model, work_dir)
         files = _fetch_headers(resolved_inputs, files)
         shape = compute_model_shape(config, files.model_dir)
-        yield InspectedInputs(config, resolved_inputs.model, files, model.tokenizer, prepared, shape, backend, work_dir)
+        parts = list_download_parts(resolved_inputs, resolved_inputs.model.size)
+        yield InspectedInputs(
+            config, resolved_inputs.model, files, model.tokenizer, prepared, shape, backend, work_dir, parts
+        )
 
 
 def _download_inputs(

@@ -15,7 +15,7 @@ from finetune_trainer.modeling.precision import resolve_precision
 from finetune_trainer.planning import estimates
 from finetune_trainer.planning.inspection import InspectedInputs
 from finetune_trainer.records.evaluation import PreflightFinding
-from finetune_trainer.storage.download import check_disk_space
+from finetune_trainer.storage import check_disk_space
 from finetune_trainer.training.check import check_training
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,6 @@ def _fetch_weights(inputs: InspectedInputs) -> Path:
     if not isinstance(inputs.model, S3ModelSource):
         return inputs.files.model_dir
     weights_size = inputs.model.size - inputs.model.settings_size
-    check_disk_space(inputs.work_dir, weights_size)
+    check_disk_space(inputs.work_dir, {"weights": weights_size})
     log.info("downloading the weights of the base model, %s", format_bytes(weights_size))
     return inputs.model.fetch_weights(inputs.files.model, lambda _: None).folder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling import stored_quantization
+from finetune_trainer.modeling.lora import list_adapter_sizes
 from finetune_trainer.modeling.model_config import build_meta_model
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.planning import weights
@@ -45,7 +46,7 @@ def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
     meta_model = build_meta_model(model_config)
     # Quantized weights are stored packed, so that their files do not tell the number of parameters.
     parameters = meta_model.num_parameters() if is_quantized else weights.count_parameters(model_dir)
-    text_config, adapter_sizes = meta_model.config.get_text_config(), _list_adapter_sizes(config, meta_model, model_dir)
+    text_config, adapter_sizes = meta_model.config.get_text_config(), list_adapter_sizes(config, meta_model, model_dir)
     return ModelShape(
         parameters=parameters,
         quantizable=_count_quantizable(meta_model),
@@ -68,17 +69,6 @@ def _count_quantizable(meta_model: PreTrainedModel) -> int:
         module for module in meta_model.modules() if isinstance(module, torch.nn.Linear) and module is not output_head
     )
     return sum(layer.weight.numel() for layer in linear_layers)
-
-
-def _list_adapter_sizes(config: TrainerConfig, meta_model: PreTrainedModel, model_dir: Path) -> list[int]:
-    """Return the number of parameters of each trainable tensor."""
-    import torch
-
-    from finetune_trainer.modeling.lora import add_adapter
-
-    with torch.device("meta"):
-        adapted = add_adapter(config, meta_model, model_dir)
-    return [parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad]
 
 
 def _get_intermediate_size(text_config: PreTrainedConfig) -> int:

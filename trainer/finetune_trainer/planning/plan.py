@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from finetune_trainer import input_preparation
-from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.contract.base import Model
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs import resolve
 from finetune_trainer.planning import inspection, shown_rows
 from finetune_trainer.planning.shown_rows import ShownRow
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.storage import S3
+from finetune_trainer.storage.scratch import USABLE_SHARE, describe_parts, suggest_size
 
 if TYPE_CHECKING:
     import datasets
@@ -76,6 +79,10 @@ class Plan(Model):
     trainable_parameters: int
     adapter_bytes: int
     """Size of the published weights."""
+    scratch_bytes: int
+    """What the run needs at least on its scratch volume."""
+    scratch_parts: dict[str, int]
+    """The parts of `scratch_bytes`, by name."""
     estimated_checkpoint_bytes: int
     estimated_memory: MemoryReport
     estimated_seconds: dict[str, float]
@@ -94,30 +101,61 @@ class CheckFailedError(TrainerError):
         self.plan = plan
 
 
-def build_plan(config: TrainerConfig, scratch: Path, world_size: int = 1, row_count: int = 0) -> Plan:
+@dataclass(frozen=True)
+class RunResources:
+    """What the pods of a run have in the cluster."""
+
+    world_size: int = 1
+    """Number of ranks."""
+    scratch_size: int | None = None
+    """Size of the scratch volume in bytes, if the manifest says it."""
+
+
+def build_plan(
+    config: TrainerConfig, scratch: Path, resources: RunResources = RunResources(), row_count: int = 0
+) -> Plan:
     """Prepare the data and inspect the model. The plan contains the first `row_count` rows to train on.
 
-    Raises the errors that the run would raise for its data and model.
+    Raises the errors that the run would raise for its data and model, and `CheckFailedError` if the scratch volume is
+    too small.
     """
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size) as inputs:
-        return _assemble_plan(inputs, world_size, row_count)
+    with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
+        plan = _assemble_plan(inputs, resources.world_size, row_count)
+        _check_scratch(plan, resources.scratch_size)
+        return plan
 
 
-def build_checked_plan(config: TrainerConfig, scratch: Path, world_size: int = 1, row_count: int = 0) -> Plan:
+def build_checked_plan(
+    config: TrainerConfig, scratch: Path, resources: RunResources = RunResources(), row_count: int = 0
+) -> Plan:
     """Build the plan as `build_plan` does. If this machine has enough memory, also load the model and run the preflight
     checks.
 
     Raises as `build_plan`, and `CheckFailedError` for the errors that the run would raise before its first step.
     """
     topology.use_first_gpu()
+    world_size = resources.world_size
     with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size, chooses_backend=True) as inputs:
         from finetune_trainer.planning import model_check
 
         plan = _assemble_plan(inputs, world_size, row_count)
+        _check_scratch(plan, resources.scratch_size)
         try:
             return plan.model_copy(update={"preflight": model_check.check_model(inputs)})
         except TrainerError as error:
             raise CheckFailedError(error, plan) from error
+
+
+def _check_scratch(plan: Plan, scratch_size: int | None) -> None:
+    """Raise `DISK_FULL` if the scratch volume of the manifest is smaller than what the run needs."""
+    if scratch_size is None or plan.scratch_bytes <= scratch_size * USABLE_SHARE:
+        return
+    message = (
+        f"compute.scratch.size is {format_bytes(scratch_size)}, but the run needs at least "
+        f"{format_bytes(plan.scratch_bytes)} ({describe_parts(plan.scratch_parts)}); set it to "
+        f"{suggest_size(plan.scratch_bytes)} or more"
+    )
+    raise CheckFailedError(TrainerError(Reason.DISK_FULL, message), plan)
 
 
 def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
@@ -134,6 +172,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_coun
     training = config.training
     steps, per_epoch, tokens = _count_steps_and_tokens(config, prepared, world_size)
     memory, seconds = estimates.estimate_memory(config, shape), estimates.estimate_seconds(config, shape, tokens)
+    scratch_parts = estimates.estimate_scratch(config, shape, steps[-1], inputs.list_stored_parts())
     return Plan(
         workers=world_size,
         batch=training.batch_size * training.gradient_accumulation * world_size,
@@ -148,6 +187,8 @@ def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_coun
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
         adapter_bytes=shape.trainable * 4,
+        scratch_bytes=sum(scratch_parts.values()),
+        scratch_parts=scratch_parts,
         estimated_checkpoint_bytes=estimates.estimate_checkpoint_bytes(shape, steps[-1]),
         estimated_memory=MemoryReport(**vars(memory), total=memory.total, fits=dict(memory.fits_by_gpu_size())),
         estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},

@@ -8,6 +8,7 @@ from finetune_trainer.contract import DatasetReport
 from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
 from finetune_trainer.planning.shown_rows import QUOTE_MARKS, TextMarks, format_rows
+from finetune_trainer.storage.scratch import describe_parts
 from finetune_trainer.text import to_one_line
 
 
@@ -50,6 +51,7 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "base model", f"{plan.model_parameters:,} parameters"
     yield "adapter", f"{plan.trainable_parameters:,} parameters, {format_bytes(plan.adapter_bytes)}"
     yield "checkpoint", f"~ {format_bytes(plan.estimated_checkpoint_bytes)}"
+    yield "scratch", f"at least {format_bytes(plan.scratch_bytes)}: {describe_parts(plan.scratch_parts)}"
 
 
 def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:

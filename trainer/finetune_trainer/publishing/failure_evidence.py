@@ -75,6 +75,10 @@ class FailureEvidence:
                 self._store_in_time(outcome, error)
         self._failures.put(None)  # ends the thread
 
+    def store_full(self, outcome: Outcome) -> None:
+        """Store what is known about a run that has filled its scratch volume. For the watch of the volume."""
+        self._store_in_time(outcome)
+
     def store_stalled(self, outcome: Outcome) -> None:
         """Store what is known about a run that is stalled, with the stacks of all threads. For the watchdog."""
         with suppress(OSError), self.run_log.path.open("a") as file:

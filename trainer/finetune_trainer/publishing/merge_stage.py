@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from finetune_trainer.context import RunContext
-from finetune_trainer.contract import Outcome, Reason, Stage
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.contract import Outcome, Stage
 from finetune_trainer.modeling.library_errors import translate_memory_errors
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.telemetry import termination_message
+from finetune_trainer.telemetry.failures import describe_failure, is_bug
 
 if TYPE_CHECKING:
     from finetune_trainer.publishing.merge import MergedModel
@@ -39,13 +37,13 @@ def add_merged_model(
     merged_output = output.merged_output(adapter_outcome.result.digest)
     pending_outcome = context.recorder.complete(_append_message(adapter_outcome, _PENDING_MESSAGE))
     termination_message.write_outcome(pending_outcome)
+    context.recorder.record_published(pending_outcome)
     try:
         _publish_merged_model(merged_output, context, merge_model)
-    except TrainerError as error:
-        return _report_not_published(adapter_outcome, error.message)
     except Exception as error:  # the adapter stays published whatever this was
-        logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
-        return _report_not_published(adapter_outcome, f"{type(error).__name__}: {error}")
+        if is_bug(error):
+            logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
+        return _report_not_published(adapter_outcome, describe_failure(error).message)
     final_outcome = adapter_outcome.model_copy(
         update={"result": adapter_outcome.result.model_copy(update={"merged_uri": merged_output.uri})}
     )
@@ -60,25 +58,12 @@ def _publish_merged_model(
     merged_output.check_foreign_files()
     with (
         merged_output.count_attempt(),
-        _translate_disk_errors(),
         translate_memory_errors("merge the adapter into the base model; give it more memory"),
     ):
         context.progress.update(stage=Stage.EXPORTING)
         merged = merge_model()
         context.progress.update(stage=Stage.UPLOADING)
         merged_output.publish(merged.folder, merged.precision, merged.losses)
-
-
-@contextmanager
-def _translate_disk_errors() -> Iterator[None]:
-    """Raise `DISK_FULL` if the disk is full in the block."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        message = f"{error.filename or 'scratch'}: no space left on device; increase compute.scratch"
-        raise TrainerError(Reason.DISK_FULL, message) from error
 
 
 def _report_not_published(adapter_outcome: Outcome, cause: str) -> Outcome:

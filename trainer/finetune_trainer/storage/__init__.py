@@ -12,10 +12,11 @@ from finetune_trainer.storage.conditional import (
     read_with_etag,
     replace_object,
 )
-from finetune_trainer.storage.download import InputFile, check_disk_space, download_objects, read_range
+from finetune_trainer.storage.download import InputFile, download_objects, read_range
 from finetune_trainer.storage.errors import DATA_ERRORS, MODEL_ERRORS, OUTPUT_ERRORS, ErrorMapping
 from finetune_trainer.storage.listing import S3Object, find_objects
 from finetune_trainer.storage.locations import Location, find_name_problem, suggest_name
+from finetune_trainer.storage.scratch import check_disk_space
 from finetune_trainer.storage.upload import get_object_size, put_bytes, put_file, put_if_absent
 
 __all__ = [

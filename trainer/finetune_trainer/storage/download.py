@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ import obstore
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.formatting import format_bytes
 from finetune_trainer.storage.client import S3, Bucket
 from finetune_trainer.storage.errors import ErrorMapping, translate_errors
 from finetune_trainer.storage.listing import S3Object
@@ -48,14 +46,6 @@ class InputFile:
     sha256: str
     modified_ns: int | None = None
     """Time of the last change before the file was hashed, in nanoseconds, if the file is read in place."""
-
-
-def check_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Raise `DISK_FULL` unless the folder has room for so many bytes."""
-    free_bytes = shutil.disk_usage(folder).free
-    if needed_bytes > free_bytes:
-        sizes = f"{format_bytes(needed_bytes)}, {folder} has {format_bytes(free_bytes)} free"
-        raise TrainerError(Reason.DISK_FULL, f"the inputs need {sizes}; increase the scratch volume (compute.scratch)")
 
 
 def download_objects(

@@ -46,6 +46,8 @@ class RunFacts:
     dataset: DatasetReport | None = None
     log_uri: str | None = None
     """URI of the stored log of this attempt."""
+    published: Outcome | None = None
+    """The outcome of the published adapter, while its merged model is made."""
     rejected_rows: Sequence[RejectedRow] = ()
     """A few rejected rows for each reason."""
     preflight: Sequence[PreflightFinding] = ()
@@ -84,6 +86,10 @@ class OutcomeRecorder:
     def record_log_uri(self, uri: str) -> None:
         """Record where the log of this attempt is stored."""
         self.facts.log_uri = uri
+
+    def record_published(self, outcome: Outcome) -> None:
+        """Record that the adapter is published. What fails from now on does not fail the run."""
+        self.facts.published = outcome
 
     def record_rank_zero(self, outcome: Outcome) -> None:
         """Take over what rank 0 of the run reported in its outcome, in the launcher of its node."""

@@ -52,6 +52,11 @@ def finish_run(tracker: Tracker | None, manifest: AdapterManifest, published: Ou
     return _close_tracker(tracker, RunEnd(RunEndStatus.FINISHED, metrics, build_result_tags(manifest, published)))
 
 
+def stop_run(tracker: Tracker | None) -> None:
+    """Report an attempt that stopped before the end of the training, which another attempt continues."""
+    _close_tracker(tracker, RunEnd(RunEndStatus.STOPPED))
+
+
 def _close_tracker(tracker: Tracker | None, run_end: RunEnd) -> str | None:
     return tracker.close(run_end) if tracker else None
 

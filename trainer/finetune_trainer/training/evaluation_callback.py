@@ -26,6 +26,7 @@ from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.methods.base import TrainingMethod
 from finetune_trainer.training.monitor import TrainingMonitor
 from finetune_trainer.training.state import TrainerInputs
+from finetune_trainer.training.step_stop import StepEvaluation
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer, disable_gather
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,18 @@ class EvalCallback(TrainerCallback):  # type: ignore[misc]  # transformers' type
     def should_stop(self) -> bool:
         """Whether early stopping ends the training now."""
         return early_stopping.should_stop(self.eval_results, self._training.early_stopping)
+
+    def measure_step(self, step: int) -> StepEvaluation:
+        """Return the evaluation of the current step, without adding it to the results. If the step was due for an
+        evaluation, it is that one."""
+        last_result = self.eval_results[-1] if self.eval_results else None
+        if last_result and last_result.step == step:
+            history = self._evaluator.trainer.token_counter.row_losses
+            row_sums = history.sums_by_step.get(step, ())
+            return StepEvaluation(step, last_result.loss, True, row_sums, history.token_counts if row_sums else ())
+        held_out = self._evaluator.evaluate()
+        rows = held_out.row_losses or RowLosses([], [])
+        return StepEvaluation(step, held_out.metrics["evalLoss"], True, rows.sums, rows.token_counts)
 
     def restore(self, checkpoint: Path) -> None:
         """Restore the best adapter from a checkpoint. The token counter restores the results."""

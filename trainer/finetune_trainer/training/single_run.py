@@ -27,7 +27,7 @@ def train_once(
     """Train the adapter in place on all prepared rows, and return the metrics of the training.
 
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, and `MODEL_UNSUPPORTED` or `CONFIG_INVALID` if a preflight check
-    fails.
+    fails. Raises `StepReached` at `session.stop_step`, when the checkpoint of that step is passed to the saver.
     """
     from finetune_trainer.training import trl_trainer
 

@@ -41,6 +41,8 @@ class TrainingSession:
     """The folder of a checkpoint of an earlier attempt."""
     saver: CheckpointSaver | None = None
     """Decides about the checkpoints that another attempt can resume from."""
+    stop_step: int | None = None
+    """The optimizer step at which the training is evaluated, saved and stopped, or None to train to the end."""
     offset: StepOffset = field(default_factory=StepOffset)
     log_metrics: MetricLogger = discard_metrics
     record_preflight: Callable[[Sequence[PreflightFinding]], None] = discard_findings

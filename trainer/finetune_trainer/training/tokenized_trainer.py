@@ -21,6 +21,10 @@ from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
 from finetune_trainer.training.row_losses import RowLossHistory
+from finetune_trainer.training.step_stop import StepEvaluation
+
+_STOP_EVALUATION_KEY = "stopEvaluation"
+"""Key in the counts of a checkpoint: the evaluation of a training that stopped there."""
 
 
 class TokenCounter:
@@ -34,6 +38,7 @@ class TokenCounter:
         self.row_losses = RowLossHistory()
         self.energy_meter = EnergyMeter()
         self.fold_losses: Sequence[float] = ()
+        self.stop_evaluation: StepEvaluation | None = None
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch, whose tensors have the shape (sequences, tokens). Removes `token_count` of a packed batch,
@@ -71,6 +76,8 @@ class TokenCounter:
             "wattHours": self.energy_meter.measure().watt_hours,
             FOLD_LOSSES_KEY: list(self.fold_losses),
         }
+        if self.stop_evaluation and self.stop_evaluation.is_finite:
+            content[_STOP_EVALUATION_KEY] = self.stop_evaluation.to_json()
         if topology.is_rank_zero():
             (checkpoint / COUNTS_NAME).write_text(json.dumps(content), encoding="utf-8")
 
@@ -83,6 +90,8 @@ class TokenCounter:
         self._started_at -= content["seconds"]
         self.eval_results = [EvalResult.from_json(result) for result in content["looks"]]
         self.row_losses = RowLossHistory.from_json(content["rowLosses"])
+        if _STOP_EVALUATION_KEY in content:
+            self.stop_evaluation = StepEvaluation.from_json(content[_STOP_EVALUATION_KEY])
 
 
 class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types are not followed

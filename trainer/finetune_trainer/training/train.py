@@ -30,7 +30,8 @@ def train(
     - with folds, `crossValidationLoss` and `crossValidationDeviation`
 
     Raises `NON_FINITE_LOSS`, `OUT_OF_MEMORY`, `MODEL_INVALID` if the tokenizer does not match the model, and
-    `MODEL_UNSUPPORTED` or `CONFIG_INVALID` if a check before the first step fails.
+    `MODEL_UNSUPPORTED` or `CONFIG_INVALID` if a check before the first step fails. Raises `StepReached` at
+    `session.stop_step`.
     """
     check_vocabulary(loaded.tokenizer, loaded.model.get_input_embeddings().weight.shape[0])
     if prepared.folds is None:

@@ -25,6 +25,7 @@ from finetune_trainer.training.preflight.runner import run_preflight
 from finetune_trainer.training.reference_adapter import remove_reference, set_reference
 from finetune_trainer.training.row_losses import RowLossHistory
 from finetune_trainer.training.state import TrainerInputs, TrainingSession
+from finetune_trainer.training.step_stop_callback import StepStopCallback
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,11 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     findings = run_preflight(trainer, inputs, monitor.progress.heartbeat, session.record_preflight)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)
+    stop_callback = _add_stop_callback(trainer, session.stop_step, eval_callback)
     if session.resume_from is None:
         trainer.train()
     else:
-        _resume(trainer, session.resume_from, eval_callback)
+        _resume(trainer, session.resume_from, eval_callback, stop_callback)
     return _collect_output(trainer, inputs, monitor, findings)
 
 
@@ -120,13 +122,25 @@ def _read_log_history(state: TrainerState, name: str) -> list[tuple[int, float]]
     return [(int(entry["step"]), float(entry[name])) for entry in state.log_history if name in entry]
 
 
-def _resume(trainer: TokenizedTrainer, checkpoint: Path, eval_callback: EvalCallback | None) -> None:
-    """Train the remaining steps. If there are none, skip the training: transformers would train one more step."""
+def _resume(
+    trainer: TokenizedTrainer,
+    checkpoint: Path,
+    eval_callback: EvalCallback | None,
+    stop_callback: StepStopCallback | None,
+) -> None:
+    """Train the remaining steps. If there are none, skip the training: transformers would train one more step.
+
+    Raises `StepReached` if the checkpoint is at the step to stop at, or past it.
+    """
     trainer.token_counter.restore(checkpoint)
     if eval_callback:
         eval_callback.restore(checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step < state.max_steps and not (eval_callback and eval_callback.should_stop):
+    is_stopped = stop_callback is not None and stop_callback.is_reached(state)
+    is_complete = state.global_step >= state.max_steps or (eval_callback and eval_callback.should_stop)
+    if not is_stopped:
+        trainer.token_counter.stop_evaluation = None  # of an earlier stop, which later checkpoints need not repeat
+    if not is_stopped and not is_complete:
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     trainer.state = state
@@ -135,6 +149,8 @@ def _resume(trainer: TokenizedTrainer, checkpoint: Path, eval_callback: EvalCall
     callbacks = trainer.callback_handler
     callbacks.on_train_begin(trainer.args, state, trainer.control)
     callbacks.on_log(trainer.args, state, trainer.control, last_log)
+    if stop_callback and is_stopped:
+        stop_callback.stop(state)
     callbacks.on_train_end(trainer.args, state, trainer.control)
 
 
@@ -168,6 +184,17 @@ def _add_callbacks(
     if session.saver:
         trainer.add_callback(CheckpointCallback(session.saver, session.offset.steps_before))
     return eval_callback
+
+
+def _add_stop_callback(
+    trainer: TokenizedTrainer, stop_step: int | None, eval_callback: EvalCallback | None
+) -> StepStopCallback | None:
+    """Add the callback that stops the training, after all others, and return it. None if there is no such step."""
+    if stop_step is None:
+        return None
+    stop_callback = StepStopCallback(stop_step, trainer.token_counter, eval_callback)
+    trainer.add_callback(stop_callback)
+    return stop_callback
 
 
 class _MonitorCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are not followed
