@@ -76,6 +76,7 @@ from finetune_trainer.contract.outcome import (
     StepResult,
     StoredCheckpoint,
 )
+from finetune_trainer.contract.task import CleanReport, CleanTask, TaskConfig, TaskOutcome
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
 from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
 
@@ -124,6 +125,8 @@ __all__ = [
     "CacheResult",
     "CheckpointRecord",
     "Checkpoints",
+    "CleanReport",
+    "CleanTask",
     "Count",
     "CrossValidation",
     "DataSource",
@@ -152,6 +155,8 @@ __all__ = [
     "Storage",
     "StoredCheckpoint",
     "Task",
+    "TaskConfig",
+    "TaskOutcome",
     "Tracking",
     "TrainerConfig",
     "Training",
