@@ -21,8 +21,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "metrics": ({"metrics": {"port": 9100, "maxJobs": 7}}, {"metrics_port": 9100, "metrics_max_jobs": 7}),
     "namespaces": ({"watchNamespaces": ["team-a", "team-b"]}, {"watch_namespaces": ["team-a", "team-b"]}),
     "trainer": (
-        {"trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"}},
-        {"trainer_image": "registry.example/trainer@sha256:0", "trainer_image_pull_policy": "Never"},
+        {
+            "trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"},
+            "task": {"image": "registry.example/task"},
+        },
+        {
+            "trainer_image": "registry.example/trainer@sha256:0",
+            "trainer_image_pull_policy": "Never",
+            "task_image": "registry.example/task:0.1.0",
+        },
     ),
     "bounds": (
         {"bounds": {"allowedImages": ["r.example/ml/**"], "maxGPUs": 0, "requiredNodeSelector": {"pool": "a"}}},
@@ -60,13 +67,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "settings": {
                 "progressInterval": 3,
                 "resyncInterval": 60,
+                "checkpointRetentionSeconds": 31536000,
                 "workers": 2,
                 "logLevel": "debug",
                 "logFormat": "json",
             }
         },
-        {"progress_interval": 3, "resync_interval": 60, "workers": 2, "log_level": "debug", "log_format": "json"},
+        {
+            "progress_interval": 3,
+            "resync_interval": 60,
+            "checkpoint_retention_seconds": 31536000,
+            "workers": 2,
+            "log_level": "debug",
+            "log_format": "json",
+        },
     ),
+    "no retention": ({"settings": {"checkpointRetentionSeconds": None}}, {"checkpoint_retention_seconds": 0}),
 }
 
 

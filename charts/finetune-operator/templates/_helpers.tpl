@@ -69,3 +69,44 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [list]
 {{- end }}
 {{- end -}}
+
+{{/* Destinations of trainer pods and task pods. */}}
+{{- define "finetune-operator.egress" -}}
+{{- with .Values.networkPolicy.dns }}
+- to:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
+    - {protocol: UDP, port: 5353}
+    - {protocol: TCP, port: 5353}
+{{- end }}
+{{- range .Values.networkPolicy.destinations }}
+- to:
+    {{- if .cidr }}
+    - ipBlock:
+        cidr: {{ .cidr }}
+        {{- $metadata := get (dict "0.0.0.0/0" (list "169.254.0.0/16" "100.100.100.200/32" "168.63.129.16/32") "::/0" (list "fe80::/10" "fd00:ec2::/32" "fd20:ce::/64")) .cidr }}
+        {{- with concat (.except | default list) ($metadata | default list) | uniq }}
+        except:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+    {{- else }}
+    - {{- toYaml (omit . "ports") | nindent 6 }}
+    {{- end }}
+  ports:
+    {{- range .ports }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+{{- if .Values.networkPolicy.allowMetadata }}
+# Metadata services of AWS, Azure and Google, of EKS Pod Identity, and of GKE, which is behind the first address.
+- to:
+    - ipBlock: {cidr: 169.254.169.254/32}
+    - ipBlock: {cidr: 169.254.170.23/32}
+    - ipBlock: {cidr: 169.254.169.252/32}
+  ports:
+    - {protocol: TCP, port: 80}
+    - {protocol: TCP, port: 988}
+{{- end }}
+{{- end -}}
