@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
-from finetune_operator.api import API_VERSION, KIND, FineTuneJob, ObjectMeta
-from finetune_operator.api.compute import ComputeSpec, is_reserved_key
+from finetune_operator.api import FineTuneJob, ObjectMeta
+from finetune_operator.api.compute import ComputeSpec, drop_reserved_keys
 from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
-from finetune_operator.resources import multi_node, volumes
+from finetune_operator.resources import multi_node, security, volumes
+from finetune_operator.resources.owner import build_owner_reference
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
 
 _SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period in which a trainer that could not save a checkpoint reports this and exits."""
-_NONROOT_UID = 65532  # user `nonroot` of distroless images, also the user of the trainer image
 _POD_FAILURE_RULES = [  # The first matching rule applies.
     {
         "action": "FailJob",
@@ -51,7 +50,7 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "name": meta.name,
             "namespace": meta.namespace,
             "labels": {key: meta.labels[key] for key in KUEUE_LABELS if key in meta.labels} | _build_labels(meta),
-            "ownerReferences": [_build_owner_reference(meta)],
+            "ownerReferences": [build_owner_reference(meta)],
         },
         "spec": {
             **multi_node.build_indexed_job_fields(compute),
@@ -60,8 +59,8 @@ def build_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "podReplacementPolicy": "Failed",  # Two trainers never run at once. A podFailurePolicy requires it, too.
             "template": {
                 "metadata": {
-                    "labels": _drop_reserved_keys(compute.pod_labels) | _build_labels(meta),
-                    "annotations": _drop_reserved_keys(compute.pod_annotations),
+                    "labels": drop_reserved_keys(compute.pod_labels) | _build_labels(meta),
+                    "annotations": drop_reserved_keys(compute.pod_annotations),
                 },
                 "spec": _build_pod_spec(finetunejob, settings),
             },
@@ -97,22 +96,6 @@ def _build_labels(meta: ObjectMeta) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
 
 
-def _build_owner_reference(meta: ObjectMeta) -> Body:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-
-
-def _drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
-    """Drop keys that the CRD rejects. The object may be older than this rule."""
-    return {key: value for key, value in values.items() if not is_reserved_key(key)}
-
-
 def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
     compute = finetunejob.spec.compute
     mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
@@ -122,14 +105,7 @@ def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _NONROOT_UID,
-            "runAsGroup": _NONROOT_UID,
-            "fsGroup": _NONROOT_UID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security.build_pod_security_context(),
         "containers": [_build_container(finetunejob, settings, mounts)],
         "volumes": [{"name": mount["name"], **source} for mount, source in mounts],
         "nodeSelector": dict(compute.node_selector),
@@ -158,11 +134,7 @@ def _build_container(finetunejob: FineTuneJob, settings: Settings, mounts: list[
         "volumeMounts": [mount for mount, _ in mounts],
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": security.build_container_security_context(),
     }
     policy = settings.trainer_image_pull_policy
     return {**container, "imagePullPolicy": policy} if policy else container

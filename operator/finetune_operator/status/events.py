@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import hashlib
 
-from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
+from finetune_operator.api import (
+    API_VERSION,
+    KIND,
+    Condition,
+    EventReason,
+    FineTuneJobStatus,
+    ObjectMeta,
+    OperatorReason,
+)
 from finetune_operator.api.objects import Body
 from finetune_operator.status.job_status import is_terminal
 
@@ -49,8 +57,27 @@ def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTu
     if new_headline is None or (old_headline and _get_state(old_headline) == _get_state(new_headline)):
         return None
     identity = (meta.uid, *_get_state(new_headline), new_headline.last_transition_time, str(new.attempts))
-    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
     is_warning = new_headline.type == "Failed" or new_headline.reason in _WARNING_REASONS
+    event = _build_event(meta, identity, now)
+    return {**event, **_describe(new_headline.reason, new_headline.message, is_warning)}
+
+
+def build_cleaning_event(meta: ObjectMeta, reason: EventReason, message: str, now: str) -> Body:
+    """Return the Event for a task that has deleted checkpoints, or that could not. It is not repeated."""
+    event = _build_event(meta, (meta.uid, reason, message), now)
+    return {**event, **_describe(reason, message, reason is EventReason.CLEANING_FAILED)}
+
+
+def _describe(reason: str, message: str, is_warning: bool) -> Body:
+    return {
+        "type": "Warning" if is_warning else "Normal",
+        "reason": reason,
+        "message": message[:_MESSAGE_MAX_LENGTH],
+    }
+
+
+def _build_event(meta: ObjectMeta, identity: tuple[str, ...], now: str) -> Body:
+    digest = hashlib.sha256("/".join(identity).encode()).hexdigest()[:16]
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -62,9 +89,6 @@ def build_transition_event(meta: ObjectMeta, old: FineTuneJobStatus, new: FineTu
             "namespace": meta.namespace,
             "uid": meta.uid,
         },
-        "type": "Warning" if is_warning else "Normal",
-        "reason": new_headline.reason,
-        "message": new_headline.message[:_MESSAGE_MAX_LENGTH],
         "source": {"component": _COMPONENT},
         "firstTimestamp": now,
         "lastTimestamp": now,

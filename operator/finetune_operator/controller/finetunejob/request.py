@@ -11,7 +11,7 @@ from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class ReconcileRequest(NamedTuple):
@@ -37,7 +37,7 @@ def build_request(key: ObjectKey, body: Body, now: datetime) -> ReconcileRequest
         meta=ObjectMeta.model_validate(body["metadata"]),
         run_policy=read_run_policy(body),
         previous_status=_parse_stored_status(body),
-        now=now.astimezone(UTC).strftime(_TIME_FORMAT),
+        now=now.astimezone(UTC).strftime(TIME_FORMAT),
     )
 
 
