@@ -144,18 +144,32 @@ async def test_deleted_run_is_recorded_and_cleaned_after_retention(world: Namesp
     assert resumed["metadata"]["uid"] == job["metadata"]["uid"]
 
 
-async def test_deleted_run_created_again_keeps_its_checkpoints(world: NamespaceHarness) -> None:
+async def test_deleted_run_created_again_keeps_its_checkpoints_until_it_ends(world: NamespaceHarness) -> None:
     async with world.run_operator(**RETENTION):
         await _start_run(world)
         await world.delete("finetunejobs")
         await world.create_finetunejob()  # at once, as `kubectl replace` and GitOps tools do
-        await _wait_for_task_job(world, suspended=True)
+        job = await _wait_for_task_job(world, suspended=True)
+        await asyncio.sleep(2.5)
+        assert [job["spec"]["suspend"] for job in await _list_task_jobs(world)] == [True]
+        await world.delete("finetunejobs")
+        resumed = await _wait_for_task_job(world, suspended=False)
+    assert resumed["metadata"]["uid"] == job["metadata"]["uid"]
 
-        async def is_removed() -> bool:
-            return all("deletionTimestamp" in job["metadata"] for job in await _list_task_jobs(world))
 
-        await world.wait_until(is_removed)
-        assert all(job["spec"]["suspend"] for job in await _list_task_jobs(world))
+async def test_run_deleted_twice_leaves_one_job(world: NamespaceHarness) -> None:
+    async with world.run_operator(**LONG_RETENTION):
+        for name in ("first", "second"):
+            await _start_run(world, name, {"output": {"uri": "s3://bucket/shared"}})
+            await world.delete("finetunejobs", name)
+            await _wait_for_task_job(world, suspended=True)
+            await asyncio.sleep(1.1)  # times have whole seconds
+
+        async def is_replaced() -> bool:
+            remaining = [job for job in await _list_task_jobs(world) if "deletionTimestamp" not in job["metadata"]]
+            return len(remaining) == 1 and remaining[0]["metadata"]["name"].startswith("second-")
+
+        await world.wait_until(is_replaced)
 
 
 async def test_deleted_failed_run_after_its_ttl_is_recorded(world: NamespaceHarness) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC
+from typing import NamedTuple
 
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.controller.finetunejob.request import TIME_FORMAT
@@ -18,13 +19,29 @@ from finetune_operator.observed.objects import get_controller_ref, is_being_dele
 from finetune_operator.resources.task_job import read_task_config
 from finetune_operator.settings import Settings
 from finetune_operator.status import deadlines
-from finetune_trainer.contract import CleanTask
 
 log = logging.getLogger(__name__)
 
 _MAX_STARTS = 20
 """Maximum number of ended runs, and of suspended Jobs, that are started by one poll: after an upgrade or a long
 retention thousands may be due."""
+
+
+class _Output(NamedTuple):
+    """The output that a Job cleans."""
+
+    namespace: str
+    uri: str
+    storage: str
+    """Storage config as JSON."""
+
+
+class _DeferredJob(NamedTuple):
+    """A suspended Job of a deleted FineTuneJob. It waits while a live run may resume from its checkpoints."""
+
+    body: Body
+    output: _Output
+    due_time: float
 
 
 class CleaningPoller:
@@ -51,7 +68,7 @@ class CleaningPoller:
         self._is_first_poll = True
 
     async def poll(self, enqueue: Callable[[ObjectKey], None]) -> None:
-        """Enqueue due runs, and resume or delete due Jobs."""
+        """Enqueue due runs, resume due Jobs, and delete Jobs that a later one replaces."""
         if self._is_first_poll or not self._retention_seconds:
             self._is_first_poll = False
             return
@@ -78,34 +95,39 @@ class CleaningPoller:
         return completion_time is not None and deadlines.has_passed(completion_time + self._retention_seconds, now)
 
     async def _start_due_jobs(self, scope: Scope, now: str) -> None:
+        jobs = await self._client.list_task_jobs(scope)
+        deferred = sorted((job for each in jobs if (job := _read_deferred_job(each))), key=lambda job: job.due_time)
+        newest_by_output = {job.output: job for job in deferred}
+        for job in deferred:
+            if newest_by_output[job.output] is not job:
+                await self._write(job, self._client.delete_job(job.body), "deleted, a later one cleans the same output")
         due = [
-            (job, task)
-            for job in await self._client.list_task_jobs(scope)
-            if (task := _read_deferred_task(job)) and deadlines.has_passed(parse_timestamp(task.not_before), now)
+            job
+            for job in newest_by_output.values()
+            if deadlines.has_passed(job.due_time, now) and not find_live_run(self._cache.finetunejobs, job.output.uri)
         ]
-        for job, task in due[:_MAX_STARTS]:
-            await self._start_job(job, task)
+        for job in due[:_MAX_STARTS]:
+            patch = self._client.patch_job(job.body, {"spec": {"suspend": False}})
+            await self._write(job, patch, "resumed, it cleans the checkpoints of a deleted FineTuneJob")
 
-    async def _start_job(self, job: Body, task: CleanTask) -> None:
-        name = f"{job['metadata']['namespace']}/{job['metadata']['name']}"
-        live_run = find_live_run(self._cache.finetunejobs, task.output_uri.rstrip("/"))
+    async def _write(self, job: _DeferredJob, request: Awaitable[object], result: str) -> None:
+        """Send a request for one Job. What it cannot do now is tried again by the next poll."""
+        meta = job.body["metadata"]
         try:
-            if live_run:
-                await self._client.delete_job(job)
-                log.info(
-                    "deleted the Job %s: FineTuneJob %s uses its output again", name, get_finetunejob_key(live_run)
-                )
-            else:
-                await self._client.patch_job(job, {"spec": {"suspend": False}})
-                log.info("resumed the Job %s, which cleans the checkpoints of a deleted FineTuneJob", name)
+            await request
         except ApiError as error:
-            if error.status not in (404, 409):  # deleted, or changed: the next poll sees it as it is
-                raise
+            log.warning("Job %s/%s could not be changed: %s", meta["namespace"], meta["name"], error)
+        else:
+            log.info("Job %s/%s: %s", meta["namespace"], meta["name"], result)
 
 
-def _read_deferred_task(job: Body) -> CleanTask | None:
-    """Return the task of a suspended Job of a deleted FineTuneJob."""
-    if get_controller_ref(job) or is_being_deleted(job) or is_finished(job) or not is_job_suspended(job):
+def _read_deferred_job(body: Body) -> _DeferredJob | None:
+    """Return a suspended Job of a deleted FineTuneJob, or None for other Jobs."""
+    if get_controller_ref(body) or is_being_deleted(body) or is_finished(body) or not is_job_suspended(body):
         return None
-    config = read_task_config(job)
-    return config.clean if config else None
+    config = read_task_config(body)
+    due_time = parse_timestamp(config.clean.not_before) if config else None
+    if config is None or due_time is None:
+        return None
+    uri = config.clean.output_uri.rstrip("/")
+    return _DeferredJob(body, _Output(body["metadata"]["namespace"], uri, config.storage.model_dump_json()), due_time)
