@@ -40,6 +40,7 @@ class _Checkpoints:
     youngest_seconds: float = float("inf")
     objects: int = 0
     bytes: int = 0
+    manifest_keys: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -109,9 +110,12 @@ def _find_garbage(s3: S3, output: Location, min_age_seconds: float) -> _Garbage:
             continue
         checkpoints = found.setdefault(match[1], _Checkpoints())
         checkpoints.youngest_seconds = min(checkpoints.youngest_seconds, stored.age_seconds)
-        if _get_file_name(match[2]):
+        name = _get_file_name(match[2])
+        if name:
             checkpoints.objects += 1
             checkpoints.bytes += stored.size
+        if name == CHECKPOINT_MANIFEST_NAME:
+            checkpoints.manifest_keys.append(stored.key)
     is_old = {digest: each.youngest_seconds >= min_age_seconds for digest, each in found.items()}
     old = {digest: each for digest, each in found.items() if is_old[digest] and each.objects}
     return _Garbage(old, _find_old_uploads(s3, output, min_age_seconds), len(found) - sum(is_old.values()))
@@ -144,17 +148,15 @@ def _delete_checkpoints(s3: S3, output: Location, garbage: _Garbage, lock: Outpu
     """Delete all manifests first: what an interruption leaves then does not look complete."""
     deleter = BulkDeleter(s3, output.bucket)
     lock.check_held()
-    for are_manifests in (True, False):
-        for digest in garbage.checkpoints:
-            folder = output.child(f"{CHECKPOINTS_PREFIX}{digest}/")
-            deleter.delete(_iter_keys(s3, folder, lock, are_manifests))
+    deleter.delete(key for checkpoints in garbage.checkpoints.values() for key in checkpoints.manifest_keys)
+    for digest in garbage.checkpoints:
+        deleter.delete(_iter_keys(s3, output.child(f"{CHECKPOINTS_PREFIX}{digest}/"), lock))
 
 
-def _iter_keys(s3: S3, folder: Location, lock: OutputLock, are_manifests: bool) -> Iterator[str]:
+def _iter_keys(s3: S3, folder: Location, lock: OutputLock) -> Iterator[str]:
     for stored in iter_aged_objects(s3, folder):
         lock.check_not_lost()
-        name = _get_file_name(stored.key.removeprefix(folder.key))
-        if name and (name == CHECKPOINT_MANIFEST_NAME) == are_manifests:
+        if _get_file_name(stored.key.removeprefix(folder.key)):
             yield stored.key
 
 
