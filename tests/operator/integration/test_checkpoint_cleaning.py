@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_operator.api.labels import TASK_LABEL
+from finetune_operator.policy.limits import Bounds
 from finetune_operator.resources.task_job import read_task_config
 
 if TYPE_CHECKING:
@@ -206,4 +207,13 @@ async def test_retention_of_zero_keeps_all_checkpoints(world: NamespaceHarness) 
         await _start_run(world, "other")
         await world.delete("finetunejobs", "other")
         await asyncio.sleep(1)
+        assert await _list_task_jobs(world) == []
+
+
+async def test_failed_run_beyond_the_bounds_of_today_is_reported(world: NamespaceHarness) -> None:
+    async with world.run_operator(**LONG_RETENTION):
+        await _fail_run(world)
+    async with world.run_operator(**RETENTION, bounds=Bounds(allowed_service_accounts=["finetune"])):
+        event = await _wait_for_event(world, "CleaningFailed")
+        assert "spec.compute.serviceAccountName" in event["message"]
         assert await _list_task_jobs(world) == []

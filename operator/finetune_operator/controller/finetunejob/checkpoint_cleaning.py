@@ -59,7 +59,8 @@ class CheckpointCleaner:
         if find_live_run(self._cache.finetunejobs, get_expanded_output_uri(request.body)):
             return None  # it may resume from them, and deletes them itself
         desired = self._build_job(request.body)
-        if desired is None:
+        if isinstance(desired, str):
+            await self._record_event(request, EventReason.CLEANING_FAILED, desired)
             return None
         job = await self._client.read_job(request.key.namespace, desired["metadata"]["name"])
         if job is None:
@@ -79,32 +80,30 @@ class CheckpointCleaner:
     async def _record_deleted_run(self, run: DeletedRun) -> None:
         due_time = self._now() + timedelta(seconds=self._settings.checkpoint_retention_seconds)
         job = self._build_job(run.body, due_time.astimezone(UTC).strftime(TIME_FORMAT))
-        if job is None:
+        uri = get_expanded_output_uri(run.body)
+        if isinstance(job, str):
+            log.warning("checkpoints of the deleted FineTuneJob at %s are not cleaned: %s", uri, job)
             return
         try:
             await self._client.create_job(job)
         except ApiError as error:
             if error.status == 404 or error.status in _REFUSED_STATUSES:
-                uri = get_expanded_output_uri(run.body)
                 log.warning("checkpoints of the deleted FineTuneJob at %s are not cleaned: %s", uri, error)
             elif error.status != 409:
                 raise
         else:
             log.info("created the suspended Job %s, which cleans the checkpoints", job["metadata"]["name"])
 
-    def _build_job(self, body: Body, not_before: str | None = None) -> Body | None:
-        """Return the Job, or None if this version or the bounds of the installation do not allow one."""
+    def _build_job(self, body: Body, not_before: str | None = None) -> Body | str:
+        """Return the Job, or why this version or the bounds of the installation do not allow one."""
         try:
             finetunejob = FineTuneJob.model_validate({**body, "status": None})
             violations = find_violations(finetunejob, self._settings)
             job = build_clean_job(finetunejob, self._settings, not_before)
         except ValidationError as error:
-            log.info("checkpoints are not cleaned, the spec is invalid: %d problems", error.error_count())
-            return None
-        if violations:  # its compute may have changed since its last Job was created
-            log.info("checkpoints are not cleaned: %s", " ".join(violations))
-            return None
-        return job
+            return f"the spec is not valid for this version of the operator: {error.error_count()} problems"
+        # Its compute, or the bounds, may have changed since the Job of its trainer was created.
+        return " ".join(violations) or job
 
     async def _create_job(self, request: ReconcileRequest, desired: Body) -> float | None:
         try:

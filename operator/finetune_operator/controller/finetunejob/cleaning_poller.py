@@ -27,6 +27,10 @@ _MAX_STARTS = 20
 retention thousands may be due."""
 
 
+_POLLS_PER_TRY = 12
+"""Polls until a due run is enqueued again, about an hour: its Job has failed, or a live run uses its output."""
+
+
 class _Output(NamedTuple):
     """The output that a Job cleans."""
 
@@ -61,7 +65,7 @@ class CleaningPoller:
         self._list_scopes = list_scopes
         self._is_first_poll = True
         self._poll_count_by_key: dict[ObjectKey, int] = {}
-        """How often each due run was enqueued, so that runs that cannot be cleaned do not hold up others."""
+        """Polls since each due run was enqueued first. Runs that cannot be cleaned must not hold up others."""
 
     def reset(self) -> None:
         """Skip the next poll: the first reconciles of a new leader must not wait for it."""
@@ -83,10 +87,11 @@ class CleaningPoller:
     def _enqueue_due_runs(self, enqueue: Callable[[ObjectKey], None], now: str) -> None:
         due_keys = [get_finetunejob_key(body) for body in self._cache.finetunejobs if self._is_due(body, now)]
         counts = {key: self._poll_count_by_key.get(key, 0) for key in due_keys}
-        for key in sorted(due_keys, key=lambda key: counts[key])[:_MAX_STARTS]:
-            counts[key] += 1
+        candidates = sorted((key for key in counts if counts[key] % _POLLS_PER_TRY == 0), key=lambda key: counts[key])
+        for key in candidates[:_MAX_STARTS]:
             enqueue(key)
-        self._poll_count_by_key = counts
+        waiting = set(candidates[_MAX_STARTS:])
+        self._poll_count_by_key = {key: count + (key not in waiting) for key, count in counts.items()}
 
     def _is_due(self, body: Body, now: str) -> bool:
         if not is_finished(body) or not may_have_checkpoints(body):
