@@ -15,6 +15,7 @@ from finetune_operator.resources.task_job import read_task_config
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
+    from tests.support.operator.watch_interceptors import WatchGate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -132,11 +133,16 @@ async def test_failed_run_with_live_run_at_its_output_is_not_cleaned(world: Name
         await _wait_for_task_job(world, suspended=False)
 
 
-async def test_deleted_run_created_again_keeps_its_checkpoints_until_it_ends(world: NamespaceHarness) -> None:
-    async with world.run_operator(**RETENTION):
+async def test_deleted_run_created_again_keeps_its_checkpoints_until_it_ends(
+    world: NamespaceHarness, watches: WatchGate
+) -> None:
+    async with world.run_operator(**RETENTION) as operator:
         await _start_run(world)
+        watches.held_plural, watches.mode = "finetunejobs", "held"
         await world.delete("finetunejobs")
         await world.create_finetunejob()  # at once, as `kubectl replace` and GitOps tools do
+        await operator.resync()  # notices both
+        watches.mode = "open"
         job = await _wait_for_task_job(world, suspended=True)
         assert "ownerReferences" not in job["metadata"]
         config = read_task_config(job)

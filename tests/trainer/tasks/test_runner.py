@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.trainer.tasks.test_clean import OLD, WEEK, list_keys, output, put_checkpoints
+from tests.trainer.tasks.test_clean import OLD, TIMING, WEEK, list_keys, output, put_checkpoints
 
 from finetune_trainer.cli import app, clean
 from finetune_trainer.contract import OUTCOME_PATH_ENV, TASK_CONFIG_ENV, Reason, TaskOutcome
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage import Location
+from finetune_trainer.publishing import output_lock
+from finetune_trainer.publishing.output_lock import OutputLock
+from finetune_trainer.storage import S3, Location
 from finetune_trainer.tasks import runner
+from finetune_trainer.telemetry.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -90,6 +93,22 @@ def test_clean_command_dry_run_shows_what_a_run_deletes(s3: S3Server, output: Lo
     assert list_keys(s3, output) == keys
     assert "deleted 5 objects" in next(iter(clean.clean_prefix(app.build_parser().parse_args(arguments))))
     assert list_keys(s3, output) == {key for key in keys if "/b/" in key}
+
+
+@pytest.mark.s3
+def test_clean_command_skips_the_output_of_an_active_run(
+    s3: S3Server, output: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/", "b/"):
+        put_checkpoints(s3, output.child(name), OLD, 2 * WEEK, 10)
+    lock = OutputLock(S3(s3.storage), output.child("a/"), "run-1", "sha256:x", TIMING)
+    lock.acquire(ProgressReporter())
+    monkeypatch.setattr(output_lock, "LockTiming", lambda: TIMING)
+    arguments = ["clean", str(output), "--older-than", "7d", "--endpoint", s3.endpoint]
+    first, second, _ = clean.clean_prefix(app.build_parser().parse_args(arguments))
+    lock.release()
+    assert first.startswith(f"{output}a/: skipped, a run is active: ")
+    assert second.startswith(f"{output}b/: deleted 5 objects")
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,15 @@ def clean_prefix(args: argparse.Namespace) -> Iterator[str]:
     s3 = S3(Storage(endpoint=args.endpoint, region=args.region))
     outputs = clean.find_outputs(s3, Location.parse_folder(args.prefix))
     for output in outputs:
-        report = _clean_output(s3, output, args)
-        verb = "would delete" if args.dry_run else "deleted"
-        yield f"{output}: {verb} {clean.format_report(report)}"
+        try:
+            report = _clean_output(s3, output, args)
+        except TrainerError as error:
+            if error.reason is not Reason.OUTPUT_BUSY:
+                raise
+            yield f"{output}: skipped, a run is active: {error.message}"
+        else:
+            verb = "would delete" if args.dry_run else "deleted"
+            yield f"{output}: {verb} {clean.format_report(report)}"
     yield f"{len(outputs)} outputs with checkpoints"
 
 
