@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,21 @@ def exists(reference: str) -> bool:
     return shell.succeeds([*_build_buildah_command(), "inspect", "--type", "image", reference])
 
 
-def build(dockerfile: Path, reference: str, base: str, log: Path) -> None:
-    """Build an image from a Dockerfile of this repository on the base image `base`."""
-    options = ["--layers", "--pull=false", "--isolation=chroot", "--network=host", f"--build-arg=BASE_IMAGE={base}"]
-    command = [*_build_buildah_command(), "build", *options, f"--file={dockerfile}", f"--tag={reference}"]
+@dataclass(frozen=True)
+class Source:
+    """What an image is built from: a Dockerfile of this repository, one of its stages, and the base image."""
+
+    dockerfile: Path
+    target: str
+    """Name of the stage; empty for the last one."""
+    base: str
+
+
+def build(source: Source, reference: str, log: Path) -> None:
+    """Build an image."""
+    options = ["--layers", "--pull=false", "--isolation=chroot", "--network=host"]
+    options += [f"--build-arg=BASE_IMAGE={source.base}", *([f"--target={source.target}"] if source.target else [])]
+    command = [*_build_buildah_command(), "build", *options, f"--file={source.dockerfile}", f"--tag={reference}"]
     shell.run([*command, paths.REPOSITORY], log, env=_build_environment())
 
 

@@ -8,7 +8,7 @@ from local_cluster.cluster import Cluster
 from local_cluster.console import echo, log_step
 from local_cluster.errors import UserError
 from local_cluster.follow import follow_job
-from local_cluster.images import OPERATOR, TRAINER
+from local_cluster.images import OPERATOR, TASK, TRAINER
 from local_cluster.objects import S3Objects
 
 CLUSTER = "demo"
@@ -62,7 +62,7 @@ def _upload_inputs(objects: S3Objects) -> None:
 
 def _install_operator(cluster: Cluster, *, restart: bool) -> None:
     chart = str(paths.REPOSITORY / "charts" / "finetune-operator")
-    values = [f"image={OPERATOR.reference}", f"trainer.image={TRAINER.reference}"]
+    values = [f"image={OPERATOR.reference}", f"trainer.image={TRAINER.reference}", f"task.image={TASK.reference}"]
     set_arguments = [word for value in values for word in ("--set-string", value)]
     is_new_release = not _resource_exists(cluster, "deployment", RELEASE, NAMESPACE)
     cluster.helm("upgrade", "--install", RELEASE, chart, "--namespace", NAMESPACE, "--create-namespace", *set_arguments)

@@ -16,6 +16,8 @@ class Image:
 
     reference: str
     dockerfile: str
+    target: str = ""
+    """Stage of the Dockerfile; empty for the last one."""
 
     @property
     def full_name(self) -> str:
@@ -34,7 +36,8 @@ class Image:
 
 OPERATOR = Image("finetune-operator:dev", "Dockerfile.operator")
 TRAINER = Image("finetune-trainer:dev", "Dockerfile.trainer")
-IMAGES = (OPERATOR, TRAINER)
+TASK = Image("finetune-task:dev", "Dockerfile.trainer", target="task")
+IMAGES = (OPERATOR, TRAINER, TASK)
 
 
 def _list_sources(dockerfile: str) -> Iterator[Path]:
@@ -100,9 +103,10 @@ def _build_image(image: Image) -> None:
         return
     uv_cache = Path(shell.capture_output(["uv", "cache", "dir"]).strip())
     buildah.share_uv_cache(uv_cache)
-    log = _create_log(image.dockerfile)
+    log = _create_log(f"{image.dockerfile}.{image.name}")
     with log_step(f"building the image {image.reference}", log):
-        buildah.build(paths.REPOSITORY / image.dockerfile, image.built_reference, get_base_reference(), log)
+        source = buildah.Source(paths.REPOSITORY / image.dockerfile, image.target, get_base_reference())
+        buildah.build(source, image.built_reference, log)
 
 
 def _create_log(name: str) -> Path:

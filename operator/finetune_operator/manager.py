@@ -79,7 +79,7 @@ class Manager:
         self._server = HealthServer()
         self._tasks: list[asyncio.Task[None]] = []
         self._list_count = 0
-        self.register(build_controller(self._client, settings))
+        self.register(build_controller(self._client, settings, self.namespaces.get_scopes))
 
     def register(self, controller: Controller) -> None:
         """Watch, list and reconcile the objects of a kind. Must be called before the manager starts."""

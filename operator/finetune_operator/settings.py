@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     trainer_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """Pull policy of the trainer pods. If unset, Kubernetes uses `Always` for `:latest` and `IfNotPresent`
     otherwise."""
+    task_image: str | None = Field(default=None, min_length=1)
+    """Image of the task pods, which delete old checkpoints. If unset, the trainer image is used, which is larger."""
     watch_namespaces: list[str] = []
     """Namespaces that the operator watches, as a JSON list. If empty, `watch_namespace_selector` selects them."""
     watch_namespace_selector: Annotated[str, AfterValidator(check_label_selector)] = ""
@@ -41,6 +43,8 @@ class Settings(BaseSettings):
     """Seconds between two requests for the progress of a running trainer."""
     resync_interval: float = Field(default=300, gt=0)
     """Seconds between two full lists, which compensate for lost watch events."""
+    checkpoint_retention_seconds: int = Field(default=604800, ge=0, le=31536000)
+    """Seconds after which the checkpoints of failed, cancelled and deleted runs are deleted. 0 keeps them."""
     workers: int = Field(default=8, ge=1, le=256)
     """Number of FineTuneJobs that are reconciled concurrently."""
     request_timeout: float = Field(default=30, gt=0)

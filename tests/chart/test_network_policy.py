@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.labels import JOB_LABEL, TASK_LABEL
 from finetune_trainer.contract import PROGRESS_PORT
 
 Manifest = dict[str, Any]
@@ -32,9 +32,25 @@ def policies(render: Render) -> Callable[..., dict[str, Manifest]]:
     def render_policies(policy: Mapping[str, Any], **values: Any) -> dict[str, Manifest]:
         objects = render({"networkPolicy": {"enabled": True, "namespaces": ["team-a"], **policy}, **values})
         network_policies = [manifest for manifest in objects if manifest["kind"] == "NetworkPolicy"]
-        return {network_policy["metadata"]["namespace"]: network_policy["spec"] for network_policy in network_policies}
+        return {
+            network_policy["metadata"]["namespace"]: network_policy["spec"]
+            for network_policy in network_policies
+            if network_policy["spec"]["podSelector"] == TRAINER_SELECTOR
+        }
 
     return render_policies
+
+
+def test_network_policy_of_task_pods_allows_the_destinations_of_trainers_alone(render: Render) -> None:
+    policy = {"enabled": True, "namespaces": ["team-a"], "allowMetadata": True, **ANY_DESTINATION}
+    objects = render({"networkPolicy": policy})
+    specs = [manifest["spec"] for manifest in objects if manifest["kind"] == "NetworkPolicy"]
+    trainers = next(spec for spec in specs if spec["podSelector"] == TRAINER_SELECTOR)
+    (tasks,) = [spec for spec in specs if spec != trainers]
+    assert tasks["podSelector"] == {"matchExpressions": [{"key": TASK_LABEL, "operator": "Exists"}]}
+    assert (tasks["policyTypes"], tasks["ingress"]) == (["Ingress", "Egress"], [])
+    between_trainers = [{"to": [{"podSelector": TRAINER_SELECTOR}]}]
+    assert trainers["egress"] == between_trainers + tasks["egress"]
 
 
 def list_ip_blocks(spec: Manifest) -> list[tuple[Manifest, list[int]]]:

@@ -31,8 +31,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "installation": ({"installationId": "old/release"}, {"installation_id": "old/release"}),
     "trainer": (
-        {"trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"}},
-        {"trainer_image": "registry.example/trainer@sha256:0", "trainer_image_pull_policy": "Never"},
+        {
+            "trainer": {"image": "registry.example/trainer@sha256:0", "imagePullPolicy": "Never"},
+            "task": {"image": {"registry": "registry.example", "repository": "task"}},
+        },
+        {
+            "trainer_image": "registry.example/trainer@sha256:0",
+            "trainer_image_pull_policy": "Never",
+            "task_image": "registry.example/task:0.1.0",
+        },
     ),
     "bounds": (
         {"bounds": {"allowedImages": ["r.example/ml/**"], "maxGPUs": 0, "requiredNodeSelector": {"pool": "a"}}},
@@ -70,6 +77,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "settings": {
                 "progressInterval": 3,
                 "resyncInterval": 60,
+                "checkpointRetentionSeconds": 31536000,
                 "workers": 2,
                 "requestTimeout": 60,
                 "leaseName": "finetune",
@@ -85,10 +93,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "request_timeout": 60,
             "lease_name": "finetune",
             "lease_seconds": 15,
+            "checkpoint_retention_seconds": 31536000,
             "log_level": "debug",
             "log_format": "json",
         },
     ),
+    "no retention": ({"settings": {"checkpointRetentionSeconds": None}}, {"checkpoint_retention_seconds": 0}),
 }
 
 

@@ -124,6 +124,7 @@ def operator(cluster: "Cluster", crd: Manifest) -> str:
     values = {
         "image": images.OPERATOR.reference,
         "trainer.image": images.TRAINER.reference,
+        "task.image": images.TASK.reference,
         "settings.progressInterval": "1",
         "settings.logLevel": "debug",
     }

@@ -87,6 +87,7 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             settings = Settings(
                 watch_namespaces=[namespace], resync_interval=30, progress_interval=0.2, request_timeout=5, workers=2,
                 lease_namespace=namespace, lease_name=LEASE_NAME, lease_seconds=5, health_port=0, metrics_port=0,
+                checkpoint_retention_seconds=0,
             )  # fmt: skip
             world = NamespaceHarness(session, proxy, namespace, settings)
             await world.call(

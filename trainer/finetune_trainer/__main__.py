@@ -7,15 +7,17 @@ import os
 import signal
 import sys
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
     from types import FrameType
 
-    from finetune_trainer.contract import Outcome
+    from finetune_trainer.contract import Outcome, TaskOutcome
     from finetune_trainer.telemetry.termination_message import OutcomeRecorder
+
+    _OutcomeT = TypeVar("_OutcomeT", Outcome, TaskOutcome)
 
 # Modules of this package are imported inside functions, so that signals are handled from the start and --help is fast.
 
@@ -64,15 +66,18 @@ def _run_command(argv: list[str]) -> int:
     from finetune_trainer.cli.app import build_parser
 
     args = build_parser().parse_args(argv)
-    _configure_logging(
-        sys.stdout if args.command == "run" else sys.stderr
-    )  # stdout of the other commands is for results
+    is_pod_command = args.command in ("run", "task")
+    _configure_logging(sys.stdout if is_pod_command else sys.stderr)  # stdout of the other commands is for results
     if args.command == "run":
         return _run_training(args)
     if args.command == "cache" and args.action == "fill":
         return _fill_cache()
-    actions = {"plan": _print_plan, "generate": _print_completions, "cache": _print_cache}
-    return _run_query(lambda: actions[args.command](args))
+    if args.command == "task":
+        return _run_task()
+    queries = {
+        "plan": _print_plan, "generate": _print_completions, "clean": _print_deletions, "cache": _print_cache,
+    }  # fmt: skip
+    return _run_query(lambda: queries[args.command](args))
 
 
 def _fill_cache() -> int:
@@ -113,6 +118,18 @@ def _train(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
     from finetune_trainer.cli.run import run_command
 
     return run_command(args, recorder)
+
+
+def _run_task() -> int:
+    """Run the task of a task pod; every ending becomes an outcome. Returns the exit code."""
+    from finetune_trainer.contract import Outcome
+    from finetune_trainer.tasks import runner
+
+    ending = _run_to_outcome(runner.run_task)
+    outcome = runner.describe_failure(ending) if isinstance(ending, Outcome) else ending
+    runner.write_outcome(outcome)
+    print(f"{outcome.reason}: {outcome.message}")
+    return outcome.reason.exit_code
 
 
 def _rank_prefix() -> str:
@@ -175,7 +192,17 @@ def _print_cache(args: argparse.Namespace) -> Outcome:
     return termination_message.build_outcome(Reason.COMPLETED, "listed")
 
 
-def _run_to_outcome(action: Callable[[], Outcome]) -> Outcome:
+def _print_deletions(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli import clean
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    for line in clean.clean_prefix(args):
+        print(line, flush=True)
+    return termination_message.build_outcome(Reason.COMPLETED, "cleaned")
+
+
+def _run_to_outcome(action: Callable[[], _OutcomeT]) -> _OutcomeT | Outcome:
     """Call `action` and turn any exception into an outcome. Only a bug logs its traceback."""
     from finetune_trainer.contract import Reason
     from finetune_trainer.telemetry import failures, termination_message

@@ -197,3 +197,23 @@ capabilities.add is not empty
     {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Egress rules of trainer pods and task pods. */}}
+{{- define "finetune-operator.egress" -}}
+{{- with .Values.networkPolicy.dns }}
+{{- include "finetune-operator.dns" . }}
+{{- end }}
+{{- with .Values.networkPolicy.destinations }}
+{{- include "finetune-operator.destinations" . }}
+{{- end }}
+{{- if .Values.networkPolicy.allowMetadata }}
+# Metadata services of AWS, Azure and Google, of EKS Pod Identity, and of GKE, which is behind the first address.
+- to:
+    - ipBlock: {cidr: 169.254.169.254/32}
+    - ipBlock: {cidr: 169.254.170.23/32}
+    - ipBlock: {cidr: 169.254.169.252/32}
+  ports:
+    - {protocol: TCP, port: 80}
+    - {protocol: TCP, port: 988}
+{{- end }}
+{{- end -}}

@@ -15,6 +15,7 @@ from finetune_operator.api.spec import (
 from finetune_operator.api.status import (
     Condition,
     ConditionType,
+    EventReason,
     FineTuneJobStatus,
     ObservedProgress,
     OperatorReason,
@@ -30,6 +31,7 @@ __all__ = [
     "Condition",
     "ConditionType",
     "ConfigMapKeyRef",
+    "EventReason",
     "FineTuneJob",
     "FineTuneJobSpec",
     "FineTuneJobStatus",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -53,6 +54,11 @@ _ALLOWED_KEYS = (
 def is_reserved_key(key: str) -> bool:
     """Return whether FineTuneJobs must not set a label or an annotation with this key on their pods."""
     return bool(re.match(_RESERVED_KEYS, key)) and not re.match(_ALLOWED_KEYS, key)
+
+
+def drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
+    """Drop keys that the CRD rejects. A stored object may be older than this rule."""
+    return {key: value for key, value in values.items() if not is_reserved_key(key)}
 
 
 def _build_reserved_key_rule(field: str) -> tuple[str, str]:

@@ -62,6 +62,14 @@ class OperatorReason(StrEnum):
     OUTCOME_UNAVAILABLE = "OutcomeUnavailable"  # the Job ended; its termination message is missing or unreadable
 
 
+class EventReason(StrEnum):
+    """Reasons of Events that are not about a condition."""
+
+    CHECKPOINTS_CLEANED = "CheckpointsCleaned"  # the checkpoints of the ended run were deleted
+    FOREIGN_JOB = "ForeignJob"  # the Job belongs to another installation of the operator
+    CLEANING_FAILED = "CleaningFailed"  # the checkpoints of the ended run could not be deleted; it is retried
+
+
 class Phase(StrEnum):
     """A one-word summary for users and metrics, computed from the conditions. No decision reads it."""
 
@@ -168,6 +176,8 @@ class FineTuneJobStatus(Model):
     rejected."""
     result: Result | None = None
     """result describes the published result."""
+    checkpoints_cleaned_time: Timestamp | None = None
+    """checkpointsCleanedTime is the time when the checkpoints of a failed or cancelled run were deleted (RFC 3339)."""
     log_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="logURI")
     """logURI is the S3 URI of the log of the last attempt that stored one. The log of a failed run is below `.failed/`
     of the output, beside `findings.json`, that of a rejected adapter below `.rejected/`."""

@@ -1,8 +1,8 @@
-"""The interface between the manager and the controller of one kind: reconciler, poller and metrics."""
+"""The interface between the manager and the controller of one kind: reconciler, pollers and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,11 +34,11 @@ class Poller(Protocol):
 
 @dataclass(frozen=True)
 class Controller:
-    """One kind of the API, with its cache, reconciler, poller and metrics."""
+    """One kind of the API, with its cache, reconciler, pollers and metrics."""
 
     kind: str
     informer: Informer
     reconciler: Reconciler
-    poller: Poller | None = None
+    pollers: Sequence[Poller] = ()
     collect_metrics: Callable[[], Iterable[Metric]] = tuple
     """Returns the gauges of this kind. They are exposed by the leader only."""

@@ -73,7 +73,7 @@ class WorkerPool:
                 self.enqueue(key, low_priority=True)
 
     def _list_pollers(self) -> list[Poller]:
-        return [controller.poller for controller in self._controllers.values() if controller.poller]
+        return [poller for controller in self._controllers.values() for poller in controller.pollers]
 
     async def _run_worker(self, queue: WorkQueue) -> None:
         while True:

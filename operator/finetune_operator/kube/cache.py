@@ -114,7 +114,7 @@ class ObjectCache:
                 and uid not in namespace_list.uids
                 and get_resource_version(self._body_by_uid[uid]) <= namespace_list.resource_version
             ):
-                self._drop_object(uid)
+                self._drop_lost_object(uid)
         self.highest_version = max(self.highest_version, *(snapshot.resource_version for snapshot in lists.values()))
         self._tombstones, self._older_tombstones = {}, self._tombstones
 
@@ -128,6 +128,10 @@ class ObjectCache:
         for uid in list(self._body_by_uid):
             self._drop_object(uid)
         self._tombstones, self._older_tombstones, self.highest_version = {}, {}, 0
+
+    def _drop_lost_object(self, uid: str) -> None:
+        """Drop an object whose deletion no watch has reported."""
+        self._drop_object(uid)
 
     def _drop_object(self, uid: str) -> None:
         self._body_by_uid.pop(uid, None)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 import msgspec
 
 from finetune_operator.api import GROUP, PLURAL, VERSION
-from finetune_operator.api.labels import JOB_LABEL
+from finetune_operator.api.labels import JOB_LABEL, TASK_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.kube.cache import parse_resource_version
 from finetune_operator.kube.transport import MERGE_PATCH, ApiError, Transport
@@ -109,6 +109,16 @@ class KubeClient:
     async def list_pods(self, namespace: str, name: str) -> list[Body]:
         """Return the stored pods with the label of a FineTuneJob."""
         return await self._list_items(PODS.build_path(namespace), {"labelSelector": f"{JOB_LABEL}={name}"})
+
+    async def list_task_jobs(self, namespace: str | None) -> list[Body]:
+        """Return the Jobs of tasks in a namespace, or in the cluster if it is None."""
+        return await self._list_items(JOBS.build_path(namespace), {"labelSelector": TASK_LABEL})
+
+    async def list_job_pods(self, job: Body) -> list[Body]:
+        """Return the pods of a Job, whatever labels its template has."""
+        meta = job["metadata"]
+        query = {"labelSelector": f"batch.kubernetes.io/job-name={meta['name']}"}
+        return await self._list_items(PODS.build_path(meta["namespace"]), query)
 
     async def create_job(self, job: Body) -> Body:
         """Create a Job. Raises `ApiError` (409) if one of that name exists."""

@@ -14,11 +14,15 @@ from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ObjectCache
 from finetune_operator.kube.client import FINETUNEJOBS, JOBS, PODS
 from finetune_operator.kube.informer import WatchedResource
+from finetune_operator.observed.cleaning import may_have_checkpoints
 from finetune_operator.observed.job import holds_scratch_claims
 from finetune_operator.observed.objects import is_controlled_by, is_finished, is_managed_elsewhere
 from finetune_operator.observed.pod import find_newest_pod, get_completion_index, get_finished_at, is_alive
 from finetune_operator.telemetry import counters
 from finetune_trainer.contract import Progress
+
+_DELETED_RUN_SECONDS = 900.0
+"""Seconds for which a deleted FineTuneJob is kept if its cleaning cannot be recorded."""
 
 
 def get_finetunejob_key(body: Body) -> ObjectKey:
@@ -30,6 +34,54 @@ def get_owner_key(body: Body) -> ObjectKey:
     """Return the key of the FineTuneJob that the label of a Job or pod names, by default one with the same name."""
     meta = body["metadata"]
     return ObjectKey(KIND, meta["namespace"], meta.get("labels", {}).get(JOB_LABEL, meta["name"]))
+
+
+class DeletedRun(NamedTuple):
+    """A FineTuneJob that was deleted before its checkpoints were cleaned."""
+
+    key: ObjectKey
+    body: Body
+    noticed_at: float
+    """Monotonic time."""
+
+
+class FineTuneJobObjects(ObjectCache):
+    """Existing FineTuneJobs, and deleted ones until the cleaning of their checkpoints is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(transform.strip_finetunejob, lambda _key, body: not is_managed_elsewhere(body))
+        self._deleted_runs: dict[str, DeletedRun] = {}
+
+    def list_deleted_runs(self, key: ObjectKey) -> list[DeletedRun]:
+        """Return the deleted FineTuneJobs of that name whose cleaning is not recorded."""
+        return [run for run in self._deleted_runs.values() if run.key == key]
+
+    def list_deleted_keys(self) -> list[ObjectKey]:
+        """Return the keys of deleted FineTuneJobs whose cleaning is not recorded."""
+        return [run.key for run in self._deleted_runs.values()]
+
+    def forget_deleted_run(self, run: DeletedRun) -> None:
+        """Drop a deleted FineTuneJob, because its cleaning is recorded."""
+        self._deleted_runs.pop(run.body["metadata"]["uid"], None)
+
+    def forget_old_deleted_runs(self) -> None:
+        """Drop those that were noticed long ago: on a standby, the leader has recorded them."""
+        limit = time.monotonic() - _DELETED_RUN_SECONDS
+        self._deleted_runs = {uid: run for uid, run in self._deleted_runs.items() if run.noticed_at > limit}
+
+    def delete(self, body: Body) -> None:
+        """Drop a deleted FineTuneJob, but keep its last state if it may have left checkpoints."""
+        super().delete(body)
+        self._retain(self._transform_object(body))
+
+    def _drop_lost_object(self, uid: str) -> None:
+        self._retain(self._body_by_uid[uid])
+        super()._drop_lost_object(uid)
+
+    def _retain(self, body: Body) -> None:
+        if may_have_checkpoints(body):
+            run = DeletedRun(get_finetunejob_key(body), body, time.monotonic())
+            self._deleted_runs[body["metadata"]["uid"]] = run
 
 
 class PodCache(ObjectCache):
@@ -92,7 +144,7 @@ class FineTuneJobCache:
     """
 
     def __init__(self) -> None:
-        self.finetunejobs = ObjectCache(transform.strip_finetunejob, lambda _key, body: not is_managed_elsewhere(body))
+        self.finetunejobs = FineTuneJobObjects()
         self.jobs = ObjectCache(
             transform.strip_job,
             lambda key, job: holds_scratch_claims(job) or not (is_finished(job) and self.has_ended(key)),
@@ -143,12 +195,14 @@ class FineTuneJobCache:
 
     def list_active_keys(self) -> list[ObjectKey]:
         """Return the FineTuneJobs that may need work: all except finished ones with nothing left to clean up."""
-        keys = self.finetunejobs.list_keys()
+        keys = [*self.finetunejobs.list_keys(), *self.finetunejobs.list_deleted_keys()]
         return [key for key in keys if key.namespace not in self.unreadable_namespaces and not self._is_cleaned_up(key)]
 
     def _is_cleaned_up(self, key: ObjectKey) -> bool:
         body = self.get_finetunejob(key)
-        if body is None or not is_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
+        if body is None or self.finetunejobs.list_deleted_runs(key):
+            return False
+        if not is_finished(body) or "ttlSecondsAfterFinished" in body["spec"]:
             return False
         is_current = body["metadata"].get("generation") == body["status"].get("observedGeneration")
         return is_current and not self.jobs.list_by_key(key) and not self.pods.list_by_key(key)
@@ -163,6 +217,7 @@ class FineTuneJobCache:
     def evict_finished(self) -> None:
         """Drop what is kept of finished and deleted runs whose end was not reconciled by this replica, and of unused
         namespaces."""
+        self.finetunejobs.forget_old_deleted_runs()
         counters.remove_unused_namespaces({key.namespace for key in self.finetunejobs.list_keys()}, time.monotonic())
         keys = {*self.pods.list_keys_with_deleted(), *chain.from_iterable(self._get_entries_by_key())}
         for key in keys:

@@ -20,6 +20,7 @@ from finetune_operator.api.labels import (
     SUSPEND_AT_STEP_ANNOTATION,
 )
 from finetune_operator.api.objects import Body
+from finetune_operator.observed.cleaning import may_have_checkpoints
 from finetune_operator.observed.objects import is_finished
 from finetune_operator.observed.pod import COMPLETION_INDEX_ANNOTATION
 
@@ -64,6 +65,8 @@ class _HeadCondition(TypedDict):
 class _HeadStatus(TypedDict, total=False):
     phase: str
     conditions: list[_HeadCondition]
+    startTime: str
+    checkpointsCleanedTime: str
 
 
 class _ObjectHead(TypedDict, total=False):
@@ -90,7 +93,9 @@ class _FinishedStatus(TypedDict, total=False):
     observedGeneration: int
     phase: str
     conditions: list[Body]
+    startTime: str
     completionTime: str
+    checkpointsCleanedTime: str
 
 
 class _FinishedFineTuneJob(TypedDict):
@@ -99,7 +104,16 @@ class _FinishedFineTuneJob(TypedDict):
     status: _FinishedStatus
 
 
+class _UncleanedFineTuneJob(TypedDict):
+    """A finished one whose spec is needed for the Job that cleans its checkpoints."""
+
+    metadata: _FinishedMetadata
+    spec: Body
+    status: _FinishedStatus
+
+
 _HEAD_DECODER, _FINISHED_DECODER = msgspec.json.Decoder(_ObjectHead), msgspec.json.Decoder(_FinishedFineTuneJob)
+_UNCLEANED_DECODER = msgspec.json.Decoder(_UncleanedFineTuneJob)
 _UNREADABLE_STATUS = {"phase": "Unreadable"}
 """Replaces a status that cannot be read. It may be terminal, so parsing it must fail and nothing be done."""
 
@@ -127,18 +141,25 @@ def decode_finetunejob(raw: msgspec.Raw, head: Body) -> Body:
     if not is_finished(head):
         return decode_body(raw, head)
     try:
-        return dict(_FINISHED_DECODER.decode(raw))
+        return dict(_UNCLEANED_DECODER.decode(raw) if may_have_checkpoints(head) else _FINISHED_DECODER.decode(raw))
     except msgspec.ValidationError:
         return decode_body(raw, head)
 
 
 def strip_finetunejob(body: Body) -> Body:
-    """Keep a FineTuneJob complete while a Job may be created from it, then only its identity, TTL and final state."""
+    """Keep a FineTuneJob complete while a Job may be created from it, then only its identity, TTL and final state.
+
+    The spec of a run that has failed is kept until its checkpoints are cleaned.
+    """
     body = _normalize_body(body)
     if not is_finished(body):
         return _strip_metadata(body)
     try:
-        finished: Body = dict(msgspec.convert(body, _FinishedFineTuneJob))
+        finished: Body = dict(
+            msgspec.convert(body, _UncleanedFineTuneJob)
+            if may_have_checkpoints(body)
+            else msgspec.convert(body, _FinishedFineTuneJob)
+        )
     except msgspec.ValidationError:
         return _strip_metadata(body)
     finished["status"]["conditions"] = [

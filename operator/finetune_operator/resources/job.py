@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 
-from finetune_operator.api import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec, ObjectMeta
-from finetune_operator.api.compute import ComputeSpec, is_reserved_key
+from finetune_operator.api import FineTuneJob, FineTuneJobSpec, ObjectMeta
+from finetune_operator.api.compute import ComputeSpec, drop_reserved_keys
 from finetune_operator.api.labels import (
     DEFAULT_STARTUP_DEADLINE_ANNOTATION,
     INSTALLATION_ANNOTATION,
@@ -21,7 +20,8 @@ from finetune_operator.api.labels import (
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.policy.profiles import ChosenProfile
-from finetune_operator.resources import model_cache, multi_node, volumes
+from finetune_operator.resources import model_cache, multi_node, security, volumes
+from finetune_operator.resources.owner import build_owner_reference
 from finetune_operator.resources.profile import apply_profile
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
@@ -31,7 +31,6 @@ _SHUTDOWN_RESERVE_SECONDS = 20
 """Seconds of the grace period in which a trainer that could not save a checkpoint reports this and exits."""
 _ZERO = re.compile("[0.]+[a-zA-Z]*")
 """Quantities of zero, which every node has."""
-_NONROOT_UID = 65532  # user `nonroot` of distroless images, also the user of the trainer image
 _POD_FAILURE_RULES = [  # The first matching rule applies.
     {
         "action": "FailJob",
@@ -75,7 +74,7 @@ def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             | _build_scratch_label(compute)
             | _build_labels(meta),
             "annotations": _build_annotations(finetunejob.spec, settings),
-            "ownerReferences": [_build_owner_reference(meta)],
+            "ownerReferences": [build_owner_reference(meta)],
         },
         "spec": {
             **multi_node.build_indexed_job_fields(compute),
@@ -84,8 +83,8 @@ def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
             "podReplacementPolicy": "Failed",  # Two trainers never run at once. A podFailurePolicy requires it, too.
             "template": {
                 "metadata": {
-                    "labels": _drop_reserved_keys(compute.pod_labels) | _build_labels(meta),
-                    "annotations": _drop_reserved_keys(compute.pod_annotations),
+                    "labels": drop_reserved_keys(compute.pod_labels) | _build_labels(meta),
+                    "annotations": drop_reserved_keys(compute.pod_annotations),
                 },
                 "spec": _build_pod_spec(finetunejob, settings),
             },
@@ -131,22 +130,6 @@ def _build_annotations(spec: FineTuneJobSpec, settings: Settings) -> dict[str, s
     return {key: value for key, value in annotations.items() if value}
 
 
-def _build_owner_reference(meta: ObjectMeta) -> Body:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-
-
-def _drop_reserved_keys(values: Mapping[str, str]) -> dict[str, str]:
-    """Drop keys that the CRD rejects. The object may be older than this rule."""
-    return {key: value for key, value in values.items() if not is_reserved_key(key)}
-
-
 def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
     compute = finetunejob.spec.compute
     mounts = volumes.build_mounts(finetunejob.spec) + multi_node.build_mounts(compute)
@@ -157,14 +140,7 @@ def _build_pod_spec(finetunejob: FineTuneJob, settings: Settings) -> Body:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": compute.termination_grace_period_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _NONROOT_UID,
-            "runAsGroup": _NONROOT_UID,
-            "fsGroup": _NONROOT_UID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security.build_pod_security_context(),
         "containers": [container],
         "volumes": list({mount["name"]: {"name": mount["name"], **source} for mount, source in mounts}.values()),
         "nodeSelector": dict(compute.node_selector),
@@ -193,11 +169,7 @@ def _build_container(finetunejob: FineTuneJob, settings: Settings, mounts: list[
         "volumeMounts": [mount for mount, _ in mounts],
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": security.build_container_security_context(),
     }
     policy = settings.trainer_image_pull_policy
     return {**container, "imagePullPolicy": policy} if policy else container

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_operator.api import ConfigMapKeyRef, FineTuneJobSpec
+from finetune_operator.api import ConfigMapKeyRef, FineTuneJobSpec, StorageSpec
 from finetune_operator.api.compute import ComputeSpec, Quantity, ScratchSpec, parse_quantity
 from finetune_operator.api.labels import SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
@@ -34,24 +34,17 @@ _FILE_MODE = 0o440
 
 
 def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
-    """Return the variables with the paths of the mounts, and the one that disables the identity of the node.
-
-    The identity of the node may have more permissions than the user. Identities of the pod's service account do not
-    need instance metadata: https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html
-    """
+    """Return the variables with the paths of the mounts, and the one that disables the identity of the node."""
     environment = {
+        **build_storage_environment(spec.storage, allow_node_identity),
         contract.SCRATCH_ENV: SCRATCH_DIR,
         contract.SCRATCH_BYTES_ENV: str(int(parse_quantity(compute_scratch_size(spec.compute)))),
         # The root file system is read-only, and images set these variables to other folders.
         "HOME": SCRATCH_DIR,
         "TMPDIR": SCRATCH_DIR,
     }
-    if spec.storage.credentials_secret_ref or not allow_node_identity:
-        environment["AWS_EC2_METADATA_DISABLED"] = "true"
     tracking_secret = spec.tracking.credentials_secret_ref if spec.tracking else None
     paths = (
-        (spec.storage.credentials_secret_ref, contract.S3_CREDENTIALS_DIR_ENV, S3_CREDENTIALS_DIR),
-        (spec.storage.ca_config_map_ref, contract.CA_BUNDLE_ENV, f"{CA_DIR}/{CA_FILE}"),
         (spec.model.token_secret_ref, contract.HUB_TOKEN_FILE_ENV, _HUB_TOKEN_FILE),
         (spec.dataset.token_secret_ref, contract.DATASET_HUB_TOKEN_FILE_ENV, _DATASET_HUB_TOKEN_FILE),
         (spec.output.signing, contract.SIGNING_KEY_FILE_ENV, f"{SIGNING_DIR}/{contract.SIGNING_KEY}"),
@@ -83,6 +76,22 @@ def build_storage_request(compute: ComputeSpec) -> dict[str, Quantity]:
     return {EPHEMERAL_STORAGE: compute_scratch_size(compute)}
 
 
+def build_storage_environment(storage: StorageSpec, allow_node_identity: bool) -> dict[str, str]:
+    """Return the variables that the access to S3 needs.
+
+    The identity of the node may have more permissions than the user. Identities of the pod's service account do not
+    need instance metadata: https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html
+    """
+    environment = {}
+    if storage.credentials_secret_ref or not allow_node_identity:
+        environment["AWS_EC2_METADATA_DISABLED"] = "true"
+    if storage.credentials_secret_ref:
+        environment[contract.S3_CREDENTIALS_DIR_ENV] = S3_CREDENTIALS_DIR
+    if storage.ca_config_map_ref:
+        environment[contract.CA_BUNDLE_ENV] = f"{CA_DIR}/{CA_FILE}"
+    return environment
+
+
 def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     """Return pairs of a volume mount and the source of its volume. All mounts except scratch are read-only."""
     scratch = ({"name": SCRATCH_VOLUME, "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))
@@ -94,15 +103,21 @@ def build_profile_ca_mount(reference: ConfigMapKeyRef) -> tuple[Body, Body]:
     return _build_read_only_mount("profile-ca", PROFILE_CA_DIR), _build_ca_source(reference)
 
 
+def build_storage_mounts(storage: StorageSpec) -> list[tuple[Body, Body]]:
+    """Return the mounts of the Secret and the ConfigMap that the access to S3 needs."""
+    mounts: list[tuple[Body, Body]] = []
+    if storage.credentials_secret_ref:
+        source = _build_s3_credentials_source(storage.credentials_secret_ref.name)
+        mounts.append((_build_read_only_mount("s3-credentials", S3_CREDENTIALS_DIR), source))
+    if storage.ca_config_map_ref:
+        source = _build_ca_source(storage.ca_config_map_ref)
+        mounts.append((_build_read_only_mount("ca", CA_DIR), source))
+    return mounts
+
+
 def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     """Return the mounts of the Secrets and the ConfigMap that the spec refers to."""
-    mounts: list[tuple[Body, Body]] = []
-    if spec.storage.credentials_secret_ref:
-        source = _build_s3_credentials_source(spec.storage.credentials_secret_ref.name)
-        mounts.append((_build_read_only_mount("s3-credentials", S3_CREDENTIALS_DIR), source))
-    if spec.storage.ca_config_map_ref:
-        source = _build_ca_source(spec.storage.ca_config_map_ref)
-        mounts.append((_build_read_only_mount("ca", CA_DIR), source))
+    mounts = build_storage_mounts(spec.storage)
     if spec.model.token_secret_ref:
         source = _build_secret_source(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
         mounts.append((_build_read_only_mount("hub-token", HUB_TOKEN_DIR), source))

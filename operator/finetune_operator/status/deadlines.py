@@ -201,6 +201,12 @@ def compute_ttl_expiry(run_policy: RunPolicy, status: FineTuneJobStatus) -> floa
     return completion_time + ttl_seconds if completion_time and ttl_seconds is not None else None
 
 
+def compute_cleaning_time(status: FineTuneJobStatus, retention_seconds: int) -> float | None:
+    """Return when the checkpoints of an ended run are deleted, or None if it has not ended or they are kept."""
+    completion_time = parse_timestamp(status.completion_time)
+    return completion_time + retention_seconds if completion_time and retention_seconds else None
+
+
 def compute_active_deadline_seconds(
     run_policy: RunPolicy, job: Body, pods: list[Body], status: FineTuneJobStatus
 ) -> int | None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from finetune_operator.api import API_VERSION, KIND, Condition, FineTuneJobStatus, ObjectMeta, OperatorReason
+from finetune_operator.api import (
+    API_VERSION,
+    KIND,
+    Condition,
+    EventReason,
+    FineTuneJobStatus,
+    ObjectMeta,
+    OperatorReason,
+)
 from finetune_operator.api.labels import INSTALLATION_ANNOTATION
 from finetune_operator.api.objects import Body
 
 _COMPONENT = "finetune-operator"
 _MESSAGE_MAX_LENGTH = 1024  # limit of the API server for Events
-FOREIGN_JOB = "ForeignJob"
-"""Reason of the Event for a Job of another installation. No condition has it."""
 _WARNING_REASONS = frozenset(
     {
         OperatorReason.UNSCHEDULABLE,
@@ -87,7 +93,15 @@ def build_foreign_job_event(meta: ObjectMeta, job: Body, installation_id: str, n
         f"{INSTALLATION_ANNOTATION}."
     )
     digest = hashlib.sha256("/".join((meta.uid, job["metadata"]["uid"], installation_id)).encode()).hexdigest()
-    return _build_event(meta, EventContent("Warning", FOREIGN_JOB, message), f"{meta.name}.{digest[:16]}", now)
+    content = EventContent("Warning", EventReason.FOREIGN_JOB, message)
+    return _build_event(meta, content, f"{meta.name}.{digest[:16]}", now)
+
+
+def build_cleaning_event(meta: ObjectMeta, reason: EventReason, message: str, now: str) -> Body:
+    """Return the Event for a task that has deleted checkpoints, or that could not. It is not repeated."""
+    content = EventContent("Warning" if reason is EventReason.CLEANING_FAILED else "Normal", reason, message)
+    digest = hashlib.sha256("/".join((meta.uid, reason, message)).encode()).hexdigest()
+    return _build_event(meta, content, f"{meta.name}.{digest[:16]}", now)
 
 
 def _build_event(meta: ObjectMeta, content: EventContent, name: str, now: str) -> Body:

@@ -56,7 +56,7 @@ async def test_worker_pool_unreadable_namespace_is_not_reconciled() -> None:
 
 
 def test_manager_registered_kind_is_watched() -> None:
-    manager = Manager(Settings())
+    manager = Manager(Settings(checkpoint_retention_seconds=0))
     dummy = DummyInformer(ApiResource("example.com", "v1", "dummies"))
     manager.register(Controller(DUMMY_KIND, dummy, CountingReconciler()))
     handlers = manager.build_registry()._watching.get_all_handlers()

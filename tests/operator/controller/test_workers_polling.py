@@ -69,7 +69,7 @@ def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     trainer.answer = GOOD
     monkeypatch.setattr(progress_poller, "PROGRESS_PORT", trainer.port)
     with socket.create_server((SILENT, trainer.port), backlog=4096):
-        yield Manager(Settings())
+        yield Manager(Settings(checkpoint_retention_seconds=0))
 
 
 def _store_newest_pod_of_job(cache: FineTuneJobCache) -> None:

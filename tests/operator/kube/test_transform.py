@@ -45,6 +45,8 @@ def _build_ended_finetunejob(build: type[Builders], kind: str, **metadata: Any) 
 @pytest.mark.parametrize("kind", ENDS)
 def test_transform_ended_finetunejob_keeps_status_and_ttl(build: type[Builders], kind: str) -> None:
     body = _build_ended_finetunejob(build, kind)
+    if kind == "failed":
+        body["status"]["checkpointsCleanedTime"] = build.now
     size = len(json.dumps(body))
     stripped = transform.strip_finetunejob(body)
     assert len(json.dumps(stripped)) < 0.6 * size
@@ -54,6 +56,18 @@ def test_transform_ended_finetunejob_keeps_status_and_ttl(build: type[Builders],
     assert is_terminal(status)
     assert status.completion_time
     assert "model" not in stripped["spec"]
+
+
+def test_transform_failed_finetunejob_keeps_spec_until_its_checkpoints_are_cleaned(build: type[Builders]) -> None:
+    body = _build_ended_finetunejob(build, "failed")
+    started = {**body, "status": {**body["status"], "startTime": build.now}}
+    stripped = transform.strip_finetunejob(started)
+    assert stripped["spec"] == body["spec"]
+    assert "dataset" not in stripped["status"]
+    raw = msgspec.Raw(json.dumps(started).encode())
+    assert transform.strip_finetunejob(transform.decode_finetunejob(raw, transform.decode_head(raw))) == stripped
+    cleaned = {**started, "status": {**started["status"], "checkpointsCleanedTime": build.now}}
+    assert "model" not in transform.strip_finetunejob(cleaned)["spec"]
 
 
 @pytest.mark.parametrize("kind", ENDS)

@@ -22,6 +22,10 @@ OTHER_VALUES: dict[str, Any] = {
     "trainer.image.digest": "sha256:" + "1" * 64,
     "trainer.image.pullPolicy": "Always",
     "trainer.imagePullPolicy": "Never",
+    "task.image.registry": "registry.example",
+    "task.image.repository": "team/finetune-task",
+    "task.image.tag": "1.2.3",
+    "task.image.digest": "sha256:" + "2" * 64,
     "watchNamespaces": ["team-a"],
     "watchNamespaceSelector": "finetune.dev/enabled=true",
     "installationId": "old/release",
@@ -76,6 +80,7 @@ OTHER_VALUES: dict[str, Any] = {
     "operatorNetworkPolicy.scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
     "settings.progressInterval": 11,
     "settings.resyncInterval": 601,
+    "settings.checkpointRetentionSeconds": 0,
     "settings.workers": 5,
     "settings.requestTimeout": 60,
     "settings.leaseName": "finetune",
@@ -132,6 +137,10 @@ OTHER_VALUES: dict[str, Any] = {
 }
 # Other values without which a value has no effect.
 REQUIRED_VALUES: dict[str, dict[str, Any]] = {
+    **{
+        f"task.image.{part}": {"task": {"image": {"repository": "finetune-task"}}}
+        for part in ("registry", "tag", "digest")
+    },
     "metrics.labels": {"metrics": {"serviceMonitor": {"enabled": True}}},
     "metrics.interval": {"metrics": {"podMonitor": {"enabled": True}}},
     "metrics.grafanaDashboard.labels": {"metrics": {"grafanaDashboard": {"enabled": True}}},

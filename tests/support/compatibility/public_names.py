@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tests.support.operator.exposed_metrics import list_metric_families
 
-from finetune_operator.api import ConditionType, OperatorReason, Phase
+from finetune_operator.api import ConditionType, EventReason, OperatorReason, Phase
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
@@ -27,6 +27,7 @@ def collect_public_names() -> dict[str, dict[str, str]]:
         "conditions": _without_details(ConditionType),
         "phases": _without_details(Phase),
         "reasons of the operator": _without_details(OperatorReason),
+        "reasons of other Events": _without_details(EventReason),
         "reasons of a run": {reason.value: reason.exit_code.name for reason in contract.Reason},
         "exit codes": {exit_code.name: str(exit_code.value) for exit_code in contract.ExitCode},
         "stages": _without_details(contract.Stage),

@@ -29,6 +29,7 @@ class Fault:
         codes = {
             "200": "InternalError",
             "400": "ExpiredToken",
+            "501": "NotImplemented",
             "503": "SlowDown",
             "500": "InternalError",
             "409": "ConditionalRequestConflict",

@@ -18,6 +18,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, StringConstraints, ValidationError
 
+from finetune_trainer.checkpoints.layout import (
+    ALLOWED_FILES,
+    CHECKPOINT_FORMAT_VERSION,
+    CHECKPOINT_MANIFEST_NAME,
+    CHECKPOINTS_PREFIX,
+)
 from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.recipe import FIRST_RECIPE, RECIPE
@@ -40,20 +46,6 @@ from finetune_trainer.telemetry.run_log import LOG_NAME
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS_PREFIX = ".checkpoints/"
-CHECKPOINT_MANIFEST_NAME = "checkpoint.json"
-CHECKPOINT_FORMAT_VERSION = 1
-COUNTS_NAME = "counts.json"
-"""File with the tokens that were trained and the evaluations until the checkpoint."""
-FOLD_LOSSES_KEY = "foldLosses"
-"""Key in that file: losses of the folds of a cross-validation that were complete."""
-BEST_ADAPTER_NAME = "best.safetensors"
-"""The adapter with the lowest validation loss so far, if the run publishes that adapter."""
-_ALLOWED_FILES = re.compile(
-    r"adapter_config\.json|adapter_model\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"
-    rf"|trainer_state\.json|{COUNTS_NAME}|{BEST_ADAPTER_NAME}|{LOG_NAME}"
-)
-"""Files of a checkpoint. transformers also writes the tokenizer and a pickle of its arguments, which are not stored."""
 _STEP_FILE = re.compile(r"step-(\d+)/(.+)")
 
 
@@ -276,12 +268,12 @@ class CheckpointStore:
 
 def list_files(folder: Path) -> Iterator[Path]:
     """Yield the files of a saved state that are stored."""
-    return (path for path in folder.rglob("*") if _ALLOWED_FILES.fullmatch(path.name) and path.is_file())
+    return (path for path in folder.rglob("*") if ALLOWED_FILES.fullmatch(path.name) and path.is_file())
 
 
 def _find_incomplete(manifest: CheckpointManifest, objects: dict[str, S3Object]) -> str | None:
     for file in manifest.files:
-        if not _ALLOWED_FILES.fullmatch(file.path.rpartition("/")[2]):
+        if not ALLOWED_FILES.fullmatch(file.path.rpartition("/")[2]):
             return f"it lists {file.path}, which is not a file of a checkpoint"
         if file.path not in objects:
             return f"{file.path} is missing"

@@ -1,1 +1,1 @@
-"""Command line interface: `run`, `plan` and `generate`."""
+"""Command line interface: `run`, `plan`, `generate`, `clean` and `task`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,13 @@ from finetune_trainer.errors import TrainerError
 if TYPE_CHECKING:
     from finetune_trainer.cli.generate import GenerateRequest
 
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_SHOWN_ROWS = 1000
 """Maximum of `plan --show-rows`: the data preparation keeps the locations of as many rows."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of `run`, `plan`, `generate` and `cache`."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run_arguments(subparsers.add_parser("run", help="train and publish the adapter"))
@@ -27,6 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
         subparsers.add_parser("generate", help="generate completions with the base model and with the adapter")
     )
     _add_cache_arguments(subparsers.add_parser("cache", help="fill or list a cache of base models"))
+    _add_clean_arguments(subparsers.add_parser("clean", help="delete old checkpoints of ended runs below a prefix"))
+    subparsers.add_parser("task", help="run the task of a task pod, which the operator starts")
     return parser
 
 
@@ -113,6 +117,29 @@ def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("fill", help="fill $FINETUNE_MODEL_CACHE_DIR with the base model of $FINETUNE_CONFIG")
     list_parser = actions.add_parser("list", help="list models, sizes and times of the last use")
     list_parser.add_argument("directory", type=Path, metavar="DIR", help="root of the cache")
+
+
+def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", metavar="URI", help="s3://bucket/prefix; all outputs below it are cleaned")
+    parser.add_argument(
+        "--older-than",
+        type=_parse_age,
+        required=True,
+        metavar="AGE",
+        help="minimum age of the newest object of a configuration's checkpoints, such as 7d; runs that are suspended "
+        "for longer lose their checkpoints",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
+    parser.add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
+    parser.add_argument("--region", metavar="REGION", help="region of the store")
+
+
+def _parse_age(text: str) -> int:
+    """Return the seconds of an age such as `7d`, `12h`, `30m` or `90s`."""
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be a number with the unit s, m, h or d, such as 7d, not {text!r}")
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def _add_work_dir_argument(parser: argparse.ArgumentParser) -> None:

@@ -77,6 +77,7 @@ from finetune_trainer.contract.outcome import (
     StepResult,
     StoredCheckpoint,
 )
+from finetune_trainer.contract.task import CleanReport, CleanTask, TaskConfig, TaskOutcome
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
 from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
 
@@ -125,6 +126,8 @@ __all__ = [
     "CacheResult",
     "CheckpointRecord",
     "Checkpoints",
+    "CleanReport",
+    "CleanTask",
     "Count",
     "CrossValidation",
     "DataSource",
@@ -153,6 +156,8 @@ __all__ = [
     "Storage",
     "StoredCheckpoint",
     "Task",
+    "TaskConfig",
+    "TaskOutcome",
     "Tracking",
     "TrainerConfig",
     "Training",

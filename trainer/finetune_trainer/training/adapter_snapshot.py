@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.checkpoints.store import BEST_ADAPTER_NAME
+from finetune_trainer.checkpoints.layout import BEST_ADAPTER_NAME
 from finetune_trainer.distributed import topology
 
 

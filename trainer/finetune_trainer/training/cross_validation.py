@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES_KEY
+from finetune_trainer.checkpoints.layout import COUNTS_NAME, FOLD_LOSSES_KEY
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.loading import LoadedModel

@@ -14,7 +14,7 @@ import datasets
 import torch
 from transformers import Trainer
 
-from finetune_trainer.checkpoints.store import COUNTS_NAME, FOLD_LOSSES_KEY
+from finetune_trainer.checkpoints.layout import COUNTS_NAME, FOLD_LOSSES_KEY
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training.early_stopping import EvalResult

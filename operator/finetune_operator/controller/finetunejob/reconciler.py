@@ -13,6 +13,7 @@ from http import HTTPStatus
 from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.controller.finetunejob import planning, transition_metrics
+from finetune_operator.controller.finetunejob.checkpoint_cleaning import CheckpointCleaner
 from finetune_operator.controller.finetunejob.job_control import JobControl
 from finetune_operator.controller.finetunejob.observer import Observer
 from finetune_operator.controller.finetunejob.ownership import OwnershipGuard
@@ -55,12 +56,16 @@ class FineTuneJobReconciler:
         self._observer = Observer(cache, client)
         self._job_control = JobControl(cache, client, settings)
         self._ownership = OwnershipGuard(cache, client, settings.installation_id)
+        self._cleaner = CheckpointCleaner(cache, client, settings, now)
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile once. Return the seconds until the next reconcile, or None if only events need one."""
         request = self._get(key)
-        if request is None:
-            return None
+        requeue_after = await self._reconcile_run(request) if request else None
+        await self._cleaner.record_deleted_runs(key)
+        return requeue_after
+
+    async def _reconcile_run(self, request: ReconcileRequest) -> float | None:
         observed = await self._observer.observe(request)
         if await self._ownership.is_foreign(request, observed.job or self._cache.get_job(request.body)):
             return None
@@ -71,13 +76,17 @@ class FineTuneJobReconciler:
         status = compute_status(request.meta, request.previous_status, observed, request.now)
         await self._publish_status(request, status)
         if is_terminal(status):
-            self._cache.evict_run(key)
+            self._cache.evict_run(request.key)
             observed = ObservedState(job=self._cache.get_job(request.body))
         follow_up = planning.plan_follow_up(request, observed, status)
         applied = await self._apply(request, follow_up, observed)
         if follow_up.job_patch and _is_newer(applied.job, observed.job):
             return _REQUEUE_AFTER_PATCH
-        return planning.compute_requeue_after(request, observed, status)
+        requeue_after = planning.compute_requeue_after(request, observed, status)
+        if not is_terminal(status) or follow_up.delete_finetunejob:
+            return requeue_after
+        next_check = await self._cleaner.clean_ended_run(request, status)
+        return min((each for each in (requeue_after, next_check) if each is not None), default=None)
 
     def _get(self, key: ObjectKey) -> ReconcileRequest | None:
         """Return the FineTuneJob, or None if it is deleted, being deleted or unreadable."""

@@ -13,7 +13,7 @@ from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.observed.objects import is_finished
 
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 _UNKNOWN_NAME_ERRORS = frozenset({"extra_forbidden", "enum", "literal_error", "union_tag_invalid"})
@@ -49,7 +49,7 @@ def build_request(key: ObjectKey, body: Body, now: datetime) -> ReconcileRequest
         meta=ObjectMeta.model_validate(body["metadata"]),
         run_policy=read_run_policy(body),
         previous_status=_read_stored_status(body),
-        now=now.astimezone(UTC).strftime(_TIME_FORMAT),
+        now=now.astimezone(UTC).strftime(TIME_FORMAT),
     )
 
 

@@ -53,7 +53,7 @@ class CachedModelSource:
         """Return the complete model in the cache if its files are those of the source. Otherwise, download."""
         files = self._verify_entry()
         if files is None:
-            check_disk_space(target.parent, self.source.settings_size)
+            check_disk_space(target.parent, {"base model without weights": self.source.settings_size})
             fetched = self.source.fetch_settings(target, on_bytes)
             return replace(fetched, cache_result=CacheResult.MISS)
         digests = {name: file.sha256 for name, file in files.items()}
@@ -64,7 +64,7 @@ class CachedModelSource:
         """Download the weights, unless the model is that of the cache."""
         if settings.cache_result is not CacheResult.MISS:
             return settings
-        check_disk_space(settings.folder, self.source.size - self.source.settings_size)
+        check_disk_space(settings.folder, {"weights": self.source.size - self.source.settings_size})
         return replace(self.source.fetch_weights(settings, on_bytes), cache_result=CacheResult.MISS)
 
     def read_config(self) -> bytes:

@@ -1,0 +1,156 @@
+"""Builder of the Job of a task pod, which reads or writes S3 with the credentials of a run.
+
+A task pod has the Secrets, the service account and the node selection of its run, and neither GPU nor scratch volume.
+It has no label of a run, so that no watch, NetworkPolicy or monitor takes it for a trainer, and no label of a queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import ValidationError
+
+from finetune_operator.api import FineTuneJob, FineTuneJobSpec
+from finetune_operator.api.compute import drop_reserved_keys
+from finetune_operator.api.labels import CLEAN_TASK, TASK_LABEL
+from finetune_operator.api.objects import Body
+from finetune_operator.policy.defaults import apply_defaults
+from finetune_operator.resources import security, volumes
+from finetune_operator.resources.owner import build_owner_reference
+from finetune_operator.settings import Settings
+from finetune_trainer import contract
+from finetune_trainer.contract import CleanTask, ExitCode, TaskConfig, TrainerConfig
+
+TASK_CONTAINER = "task"
+_MAX_NAME_LENGTH = 63
+_DIGEST_LENGTH = 10
+_BACKOFF_LIMIT = 3
+_DEADLINE_SECONDS = 3600
+_TTL_SECONDS = 24 * 3600
+"""Seconds after which the Job is deleted. A failed one is then created again, if its FineTuneJob still exists."""
+_RESOURCES = {
+    "requests": {"cpu": "50m", "memory": "128Mi"},
+    "limits": {"cpu": "1", "memory": "512Mi"},
+}
+_POD_FAILURE_RULES = [
+    {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": TASK_CONTAINER, "operator": "In", "values": [int(ExitCode.PERMANENT)]},
+    },
+    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+]
+
+
+def build_clean_job(finetunejob: FineTuneJob, settings: Settings, not_before: str | None = None) -> Body:
+    """Return the Job that deletes the checkpoints of a run which has ended.
+
+    With `not_before` (RFC 3339) it is the Job for a deleted FineTuneJob: it has no owner, and it is suspended until
+    the operator resumes it. Raises `pydantic.ValidationError` if `output.uri` is too long.
+    """
+    finetunejob = apply_defaults(finetunejob, settings.defaults)
+    meta, spec = finetunejob.metadata, finetunejob.spec
+    config = _build_clean_config(finetunejob, settings)
+    identity = f"{meta.uid}/{'deleted' if not_before else 'ended'}/{_encode_config(config)}"
+    config = config.model_copy(update={"clean": config.clean.model_copy(update={"not_before": not_before})})
+    labels = {"app.kubernetes.io/managed-by": "finetune-operator", TASK_LABEL: CLEAN_TASK}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": _build_name(meta.name, identity),
+            "namespace": meta.namespace,
+            "labels": labels,
+            "ownerReferences": [] if not_before else [build_owner_reference(meta)],
+        },
+        "spec": {
+            "suspend": not_before is not None,
+            "backoffLimit": _BACKOFF_LIMIT,
+            "activeDeadlineSeconds": _DEADLINE_SECONDS,
+            "ttlSecondsAfterFinished": _TTL_SECONDS,
+            "podFailurePolicy": {"rules": _POD_FAILURE_RULES},
+            "podReplacementPolicy": "Failed",
+            "template": {
+                "metadata": {
+                    "labels": drop_reserved_keys(spec.compute.pod_labels) | labels,
+                    "annotations": drop_reserved_keys(spec.compute.pod_annotations),
+                },
+                "spec": _build_pod_spec(spec, settings, _encode_config(config)),
+            },
+        },
+    }
+
+
+def read_task_config(job: Body) -> TaskConfig | None:
+    """Return the config of a stored Job, or None if it has no valid one: it may be of another version."""
+    containers = job["spec"].get("template", {}).get("spec", {}).get("containers", [])
+    variables = [variable for container in containers for variable in container.get("env", [])]
+    texts = [variable.get("value", "") for variable in variables if variable["name"] == contract.TASK_CONFIG_ENV]
+    try:
+        return TaskConfig.model_validate_json(texts[0].replace("$$", "$")) if texts else None
+    except ValidationError:
+        return None
+
+
+def get_output_uri(finetunejob: FineTuneJob) -> str:
+    """Return the prefix of the run's output, with its placeholders replaced and without a slash at its end."""
+    return TrainerConfig.from_manifest(finetunejob.to_json()).output.uri.rstrip("/")
+
+
+def _build_clean_config(finetunejob: FineTuneJob, settings: Settings) -> TaskConfig:
+    # A tenth less, because the clocks of the store and of the cluster differ, and the last checkpoint may be as young
+    # as the end of the run.
+    min_age_seconds = settings.checkpoint_retention_seconds * 9 // 10
+    task = CleanTask(output_uri=get_output_uri(finetunejob), min_age_seconds=min_age_seconds)
+    return TaskConfig(storage=TrainerConfig.from_manifest(finetunejob.to_json()).storage, clean=task)
+
+
+def _encode_config(config: TaskConfig) -> str:
+    """Return the config as JSON, escaped for the value of an environment variable."""
+    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"), sort_keys=True).replace("$", "$$")
+
+
+def _build_name(name: str, identity: str) -> str:
+    """Return a name that depends on the owner and the config alone, so that a repeated creation finds the Job."""
+    suffix = f"-clean-{hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LENGTH]}"
+    return name[: _MAX_NAME_LENGTH - len(suffix)].rstrip("-.") + suffix
+
+
+def _build_pod_spec(spec: FineTuneJobSpec, settings: Settings, config: str) -> Body:
+    compute = spec.compute
+    mounts = volumes.build_storage_mounts(spec.storage)
+    pod_spec: Body = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": security.build_pod_security_context(),
+        "containers": [_build_container(spec, settings, config)],
+        "volumes": [{"name": mount["name"], **source} for mount, source in mounts],
+        "nodeSelector": dict(compute.node_selector),
+        "tolerations": [toleration.to_json() for toleration in compute.tolerations],
+        "imagePullSecrets": [secret.to_json() for secret in compute.image_pull_secrets],
+        "serviceAccountName": compute.service_account_name,
+    }
+    return {key: value for key, value in pod_spec.items() if value is not None and value != [] and value != {}}
+
+
+def _build_container(spec: FineTuneJobSpec, settings: Settings, config: str) -> Body:
+    environment = {
+        contract.TASK_CONFIG_ENV: config,
+        contract.OUTCOME_PATH_ENV: "/dev/termination-log",
+        "NVIDIA_VISIBLE_DEVICES": "none",  # images of CUDA make all GPUs of the node visible otherwise
+        **volumes.build_storage_environment(spec.storage, settings.defaults.allow_node_identity),
+    }
+    container: Body = {
+        "name": TASK_CONTAINER,
+        "image": settings.task_image or settings.trainer_image,
+        "args": ["task"],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "resources": _RESOURCES,
+        "volumeMounts": [mount for mount, _ in volumes.build_storage_mounts(spec.storage)],
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "securityContext": security.build_container_security_context(),
+    }
+    policy = settings.trainer_image_pull_policy
+    return {**container, "imagePullPolicy": policy} if policy else container

@@ -1,0 +1,158 @@
+"""The Job of a task pod: the credentials of its run, and nothing that makes it look like a trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune_operator.api import FineTuneJob
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TASK_LABEL
+from finetune_operator.policy.defaults import Defaults
+from finetune_operator.resources.job import build_job
+from finetune_operator.resources.task_job import build_clean_job, read_task_config
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import TASK_CONFIG_ENV
+
+if TYPE_CHECKING:
+    from tests.support.operator.builders import Builders
+
+Body = dict[str, Any]
+SPEC: Body = {
+    "storage": {
+        "endpoint": "https://s3.example",
+        "credentialsSecretRef": {"name": "s3"},
+        "caConfigMapRef": {"name": "company-ca"},
+    },
+    "compute": {
+        "gpusPerNode": 8,
+        "nodes": 4,
+        "image": "tenant.example/trainer:1",
+        "serviceAccountName": "finetune",
+        "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"pool": "a"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "podLabels": {"team": "a"},
+        "podAnnotations": {"example.com/a": "b"},
+    },
+    "tracking": {"tool": "wandb", "credentialsSecretRef": {"name": "wandb"}},
+}
+NOT_BEFORE = "2026-12-07T08:00:00Z"
+
+
+def _build(build: type[Builders], spec: dict[str, Any] = SPEC, not_before: str | None = None, **settings: Any) -> Body:
+    labels = dict.fromkeys(KUEUE_LABELS, "gpus")
+    finetunejob = FineTuneJob.model_validate(build.finetunejob(spec=spec, labels=labels))
+    return build_clean_job(finetunejob, Settings(**settings), not_before)
+
+
+def test_task_job_has_access_of_run_and_no_gpu(build: type[Builders]) -> None:
+    job = _build(build, task_image="registry.example/task:1")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    trainer = build_job(FineTuneJob.model_validate(build.finetunejob(spec=SPEC)), Settings())["spec"]["template"][
+        "spec"
+    ]
+    for field in ("serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"):
+        assert pod[field] == trainer[field]
+    assert container["securityContext"] == trainer["containers"][0]["securityContext"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["s3-credentials", "ca"]
+    assert all(volume in trainer["volumes"] for volume in pod["volumes"])
+    assert (container["image"], container["args"]) == ("registry.example/task:1", ["task"])
+    assert set(container["resources"]["limits"]) == {"cpu", "memory"}
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "none"
+    assert environment["AWS_EC2_METADATA_DISABLED"] == "true"
+    trainer_environment = {variable["name"]: variable["value"] for variable in trainer["containers"][0]["env"]}
+    for name in ("FINETUNE_S3_CREDENTIALS_DIR", "AWS_CA_BUNDLE", "FINETUNE_OUTCOME_PATH"):
+        assert environment[name] == trainer_environment[name]
+    assert "completions" not in job["spec"]
+
+
+def test_task_job_labels_match_no_selector_of_trainers_or_queues(build: type[Builders]) -> None:
+    job = _build(build)
+    template_labels = job["spec"]["template"]["metadata"]["labels"]
+    assert template_labels == {"team": "a", **job["metadata"]["labels"]}
+    assert not {JOB_LABEL, *KUEUE_LABELS} & template_labels.keys()
+    assert template_labels[TASK_LABEL] == "clean"
+
+
+def test_task_job_of_ended_run_is_owned_and_starts_at_once(build: type[Builders]) -> None:
+    job = _build(build)
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["uid"], owner["kind"], job["spec"]["suspend"]) == ("uid-bot", "FineTuneJob", False)
+
+
+def test_task_job_of_deleted_run_is_suspended_without_owner(build: type[Builders]) -> None:
+    job = _build(build, not_before=NOT_BEFORE)
+    config = read_task_config(job)
+    assert config
+    assert config.clean.not_before == NOT_BEFORE
+    assert (job["metadata"]["ownerReferences"], job["spec"]["suspend"]) == ([], True)
+
+
+def test_task_job_name_depends_on_owner_and_config_alone(build: type[Builders]) -> None:
+    names = [
+        _build(build)["metadata"]["name"],
+        _build(build, not_before=NOT_BEFORE)["metadata"]["name"],
+        _build(build, checkpoint_retention_seconds=60)["metadata"]["name"],
+        _build(build, {**SPEC, "output": {"uri": "s3://bucket/other"}})["metadata"]["name"],
+    ]
+    assert len(set(names)) == len(names)
+    assert _build(build, not_before="2027-01-01T00:00:00Z")["metadata"]["name"] == names[1]
+    assert _build(build)["metadata"]["name"] == names[0]
+    assert names[0].startswith("bot-clean-")
+
+
+def test_task_job_long_name_is_a_valid_name(build: type[Builders]) -> None:
+    finetunejob = FineTuneJob.model_validate(build.finetunejob("a" * 45 + "-" + "b" * 10))
+    name = build_clean_job(finetunejob, Settings())["metadata"]["name"]
+    assert len(name) <= 63
+    assert "--" not in name
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/$(HOME)/x", "s3://bucket/$$/x", "s3://bucket/$/{namespace}/{name}/"])
+def test_task_job_config_is_passed_unchanged(build: type[Builders], uri: str) -> None:
+    job = _build(build, {**SPEC, "output": {"uri": uri}})
+    config = read_task_config(job)
+    assert config
+    expected = uri.replace("{namespace}", "team").replace("{name}", "bot").rstrip("/")
+    assert config.clean.output_uri == expected
+    assert config.storage.endpoint == "https://s3.example"
+    (value,) = [
+        variable["value"]
+        for variable in job["spec"]["template"]["spec"]["containers"][0]["env"]
+        if variable["name"] == TASK_CONFIG_ENV
+    ]
+    assert value.count("$") == 2 * expected.count("$")
+
+
+def test_task_job_min_age_is_below_retention(build: type[Builders]) -> None:
+    config = read_task_config(_build(build, checkpoint_retention_seconds=1000))
+    assert config
+    assert config.clean.min_age_seconds == 900
+
+
+def test_task_job_without_task_image_uses_trainer_image_of_operator(build: type[Builders]) -> None:
+    job = _build(build, trainer_image="registry.example/trainer:1", trainer_image_pull_policy="Always")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert (container["image"], container["imagePullPolicy"]) == ("registry.example/trainer:1", "Always")
+
+
+def test_task_job_defaults_of_installation_apply(build: type[Builders]) -> None:
+    defaults = Defaults.model_validate(
+        {"storage": {"endpoint": "http://minio:9000", "credentialsSecretRef": {"name": "minio"}}}
+    )
+    job = _build(build, {}, defaults=defaults)
+    config = read_task_config(job)
+    assert config
+    assert config.storage.endpoint == "http://minio:9000"
+    assert [volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]] == ["s3-credentials"]
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "no JSON"])
+def test_read_task_config_foreign_job_is_none(text: str | None) -> None:
+    environment = [] if text is None else [{"name": TASK_CONFIG_ENV, "value": text}]
+    job = {"spec": {"template": {"spec": {"containers": [{"env": environment}]}}}}
+    assert read_task_config(job) is None
+    assert read_task_config({"spec": {}}) is None

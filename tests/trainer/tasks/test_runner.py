@@ -1,0 +1,119 @@
+"""The commands `task` and `clean`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.trainer.tasks.test_clean import OLD, TIMING, WEEK, list_keys, output, put_checkpoints
+
+from finetune_trainer.cli import app, clean
+from finetune_trainer.contract import OUTCOME_PATH_ENV, TASK_CONFIG_ENV, Reason, TaskOutcome
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.publishing import output_lock
+from finetune_trainer.publishing.output_lock import OutputLock
+from finetune_trainer.storage import S3, Location
+from finetune_trainer.tasks import runner
+from finetune_trainer.telemetry.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from tests.support.trainer.s3_server import S3Server
+
+__all__ = ["output"]
+
+MODULES_OF_OTHER_PACKAGES = ("torch", "numpy", "transformers", "datasets", "ruamel", "cel", "orjson", "huggingface_hub")
+
+
+def build_config(endpoint: str, output: Location, **task: Any) -> str:
+    clean_task = {"outputURI": str(output).rstrip("/"), "minAgeSeconds": int(WEEK), **task}
+    return json.dumps({"storage": {"endpoint": endpoint}, "clean": clean_task})
+
+
+@pytest.mark.s3
+def test_task_clean_writes_outcome_and_imports_no_library_of_the_trainer(
+    s3: S3Server, output: Location, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = put_checkpoints(s3, output, OLD, 2 * WEEK, 10)
+    path = tmp_path / "outcome"
+    path.touch()
+    monkeypatch.setenv(TASK_CONFIG_ENV, build_config(s3.endpoint, output))
+    monkeypatch.setenv(OUTCOME_PATH_ENV, str(path))
+    program = (
+        "import sys, finetune_trainer.__main__ as main; main.os._exit = sys.exit; sys.argv[1:] = ['task']\n"
+        "try:\n    main.main()\nfinally:\n    print('imported:', *sys.modules, file=sys.stderr)"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    outcome = TaskOutcome.model_validate_json(path.read_text())
+    assert (process.returncode, outcome.reason) == (0, Reason.COMPLETED), process.stderr
+    assert outcome.clean
+    assert outcome.clean.objects == len(keys)
+    assert outcome.message == f"deleted 5 objects of checkpoints (35 B) and 0 unfinished uploads at {output}"
+    assert process.stdout.splitlines()[-1] == f"Completed: {outcome.message}"
+    assert list_keys(s3, output) == set()
+    imported = process.stderr.rpartition("imported:")[2].split()
+    assert "boto3" in imported
+    assert not set(MODULES_OF_OTHER_PACKAGES) & set(imported)
+
+
+@pytest.mark.s3
+def test_task_before_its_time_deletes_nothing(s3: S3Server, output: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = put_checkpoints(s3, output, OLD, 2 * WEEK, 10)
+    now = datetime.now(UTC)
+    for hours, expected_count in ((1, 0), (-1, len(keys))):
+        not_before = (now + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        monkeypatch.setenv(TASK_CONFIG_ENV, build_config(s3.endpoint, output, notBefore=not_before))
+        report = runner.run_task().clean
+        assert report
+        assert report.objects == expected_count
+
+
+@pytest.mark.parametrize("config", ["", "{}", '{"clean": {"outputURI": "s3://b/x", "minAgeSeconds": -1}}', "no JSON"])
+def test_task_invalid_config_is_reported(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TASK_CONFIG_ENV, config)
+    with pytest.raises(TrainerError, match=TASK_CONFIG_ENV) as raised:
+        runner.run_task()
+    assert raised.value.reason is Reason.CONFIG_INVALID
+
+
+@pytest.mark.s3
+def test_clean_command_dry_run_shows_what_a_run_deletes(s3: S3Server, output: Location) -> None:
+    keys = {key for name in ("a/", "b/") for key in put_checkpoints(s3, output.child(name), OLD, 2 * WEEK, 10)}
+    arguments = ["clean", str(output), "--older-than", "7d", "--endpoint", s3.endpoint]
+    lines = list(clean.clean_prefix(app.build_parser().parse_args([*arguments, "--dry-run"])))
+    assert lines == [
+        f"{output}a/: would delete 5 objects of checkpoints (35 B) and 0 unfinished uploads",
+        f"{output}b/: would delete 5 objects of checkpoints (35 B) and 0 unfinished uploads",
+        "2 outputs with checkpoints",
+    ]
+    assert list_keys(s3, output) == keys
+    assert "deleted 5 objects" in next(iter(clean.clean_prefix(app.build_parser().parse_args(arguments))))
+    assert list_keys(s3, output) == {key for key in keys if "/b/" in key}
+
+
+@pytest.mark.s3
+def test_clean_command_skips_the_output_of_an_active_run(
+    s3: S3Server, output: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/", "b/"):
+        put_checkpoints(s3, output.child(name), OLD, 2 * WEEK, 10)
+    lock = OutputLock(S3(s3.storage), output.child("a/"), "run-1", "sha256:x", TIMING)
+    lock.acquire(ProgressReporter())
+    monkeypatch.setattr(output_lock, "LockTiming", lambda: TIMING)
+    arguments = ["clean", str(output), "--older-than", "7d", "--endpoint", s3.endpoint]
+    first, second, _ = clean.clean_prefix(app.build_parser().parse_args(arguments))
+    lock.release()
+    assert first.startswith(f"{output}a/: skipped, a run is active: ")
+    assert second.startswith(f"{output}b/: deleted 5 objects")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["x", "--older-than", "7d"], ["s3://bucket/x"], ["s3://b/x", "--older-than", "7"]]
+)
+def test_clean_command_wrong_arguments_are_refused(arguments: list[str]) -> None:
+    with pytest.raises((SystemExit, TrainerError)):
+        list(clean.clean_prefix(app.build_parser().parse_args(["clean", *arguments])))

@@ -1,0 +1,70 @@
+"""Runs the task of a task pod: reads its configuration, does its work, and writes its outcome."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer.contract import (
+    OUTCOME_PATH_ENV,
+    TASK_CONFIG_ENV,
+    CleanReport,
+    CleanTask,
+    Outcome,
+    Reason,
+    TaskConfig,
+    TaskOutcome,
+)
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage import S3, Location
+from finetune_trainer.storage.aged_objects import read_store_time
+from finetune_trainer.tasks import clean
+
+
+def run_task() -> TaskOutcome:
+    """Run the task that the environment describes."""
+    config = _load_config()
+    output = Location.parse_folder(config.clean.output_uri)
+    s3 = S3(config.storage)
+    if config.clean.not_before and not _is_due(s3, output, config.clean):
+        message = f"nothing is deleted before {config.clean.not_before}"
+        return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=CleanReport())
+    report = clean.clean_output(s3, output, config.clean.min_age_seconds)
+    message = f"deleted {clean.format_report(report)} at {output}"
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=report)
+
+
+def write_outcome(outcome: TaskOutcome) -> None:
+    """Write the outcome to the termination message of the pod, if there is one."""
+    path = os.environ.get(OUTCOME_PATH_ENV)
+    if path:
+        Path(path).write_text(outcome.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def describe_failure(outcome: Outcome) -> TaskOutcome:
+    """Return the outcome of a task that ended with an error."""
+    return TaskOutcome(reason=outcome.reason, message=outcome.message)
+
+
+def _load_config() -> TaskConfig:
+    text = os.environ.get(TASK_CONFIG_ENV)
+    if not text:
+        message = f"{TASK_CONFIG_ENV} is not set; the operator sets it in task pods"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    try:
+        return TaskConfig.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise TrainerError(Reason.CONFIG_INVALID, f"{TASK_CONFIG_ENV}: {problems}") from error
+
+
+def _is_due(s3: S3, output: Location, task: CleanTask) -> bool:
+    try:
+        not_before = datetime.fromisoformat(task.not_before or "")
+    except ValueError as error:
+        message = f"{TASK_CONFIG_ENV}: clean.notBefore: {task.not_before} is not a time in RFC 3339"
+        raise TrainerError(Reason.CONFIG_INVALID, message) from error
+    return read_store_time(s3, output) >= not_before
