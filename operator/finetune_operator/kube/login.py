@@ -34,7 +34,8 @@ async def load_configuration() -> Configuration:
     try:
         await _load_credentials(configuration)
     except (ConfigException, OSError, ValueError, TypeError, YAMLError) as error:  # TypeError: a part is missing
-        raise LoginError(f"cannot log in to the API server: {type(error).__name__}: {error}") from error
+        reason = str(error).partition("{")[0]  # the package names a place in a file by its content, with secrets
+        raise LoginError(f"cannot log in to the API server: {type(error).__name__}: {reason}") from None
     configuration.proxy = configuration.proxy or find_proxy(configuration.host)
     _check_configuration(configuration)
     return configuration

@@ -252,6 +252,10 @@ INVALID = {
     "empty": ("", "cannot log in to the API server: "),
     "no credentials": ({}, "has no credentials for https://kubernetes.test"),
     "missing token file": ({"tokenFile": "missing"}, "cannot log in to the API server: .*missing"),
+    "incomplete OIDC user": (
+        {"auth-provider": {"name": "oidc", "config": {"refresh-token": "secret"}}},
+        "cannot log in to the API server: ConfigException: .* Expected key client-id in ",
+    ),
     "server name": ({"token": "x", "cluster": {"tls-server-name": "a"}}, "tls-server-name is not supported"),
     "SOCKS proxy": ({"token": "x", "cluster": {"proxy-url": "socks5://a:secret@b"}}, "only HTTP proxies are supported"),
 }
