@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 
@@ -23,6 +24,7 @@ def main() -> None:
     except (SettingsError, ValidationError) as error:
         sys.exit(f"FINETUNE_OPERATOR_…: {error}")
     logs.configure_logging(settings.log_level, settings.log_format)
+    gc.freeze()  # imported modules are never garbage, so no collection has to visit them
     try:
         Manager(settings).run()
     except ProfilesError as error:

@@ -13,17 +13,30 @@ import kopf
 from kopf._cogs.structs.references import Insights, NamespaceName
 
 from finetune_operator.api import GROUP
+from finetune_operator.kube.login import LoginError, get_authorization, load_configuration
 
 _WATCH_INACTIVITY_SECONDS = 70.0
 """Seconds without an event or bookmark until a watch is restarted. The API server sends a bookmark every minute."""
 
 
-def log_in(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo:
-    """Return the credentials of the pod's service account, or those of the kubeconfig."""
-    connection = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
-    if connection is None:
-        raise kopf.PermanentError("found neither a service account nor a kubeconfig; set KUBECONFIG")
-    return connection
+async def log_in(**_: object) -> kopf.ConnectionInfo:
+    """Return the address and credentials with which all requests are sent. kopf calls this again if they expire."""
+    try:
+        configuration = await load_configuration()
+        authorization = await get_authorization(configuration)
+    except LoginError as error:
+        raise kopf.TemporaryError(str(error), delay=5) from error
+    scheme, token = (authorization or " ").split(" ", 1)
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        proxy_url=configuration.proxy,
+    )
 
 
 def configure_kopf(

@@ -131,14 +131,14 @@ class Manager:
         await self._server.serve_health(self.settings.health_port, self.check_liveness, self.check_readiness)
         await self._server.serve_metrics(self.settings.metrics_port, registry)
 
-    async def start(self, settings: kopf.OperatorSettings, **_: object) -> None:
+    async def start(self, **_: object) -> None:
         """List all objects once, then take part in the leader election.
 
-        Without the CRD or the permissions this raises, and kopf retries it. The watches start afterwards and list all
-        objects once more, so new work is done before that.
+        Without a login, the CRD or the permissions this raises, and kopf retries it. The watches start afterwards and
+        list all objects once more, so new work is done before that.
         """
-        self._transport.open(lambda: log_in(settings))
         try:
+            await self._transport.open()
             await self.leader_elector.observe_initial_leader()
             if self._selects_namespaces:
                 await self._namespace_selector.update()

@@ -1,29 +1,35 @@
-"""HTTP transport to the API server: authentication, metrics, errors and the server's clock.
+"""HTTP transport to the API server: metrics, errors, renewed logins and the server's clock.
 
-Objects stay plain dictionaries. A client library's models cost more time than the request, and drop fields that its
-version does not know.
+The official client sends the requests. Objects stay plain dictionaries: its models cost more time than the request, and
+drop fields that its version does not know.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import NamedTuple
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
+from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_operator.api.objects import Body
+from finetune_operator.kube.login import LoginError, get_authorization, load_configuration
 from finetune_operator.telemetry import counters
 
 MERGE_PATCH = "application/merge-patch+json"
 
-_TOKEN_REFRESH_SECONDS = 60.0
-"""Seconds until a token is read again: the kubelet replaces those of service accounts."""
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # the transport has one that includes the login
+_MIN_LOGIN_INTERVAL = 10.0
+"""Minimum number of seconds between two logins. Logins of rejected users would call an exec plug-in all the time."""
 _VERB_BY_METHOD = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -39,40 +45,53 @@ class ApiError(Exception):
         """Minimum seconds until a retry, from the header `Retry-After`."""
 
 
-CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError)
+class CertificateError(aiohttp.ClientError):
+    """The certificate of the API server is not valid."""
+
+
+CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, LoginError)
 """Raised if there is no response from the API server."""
 
 
-class ConnectionInfo(Protocol):
-    """Address and credentials of the API server."""
+class _Request(NamedTuple):
+    method: str
+    path: str
+    query: dict[str, str]
+    body: Body | None = None
+    content_type: str = "application/json"
 
-    @property
-    def server(self) -> str: ...
 
-    def as_http_headers(self) -> dict[str, str]: ...
-
-    def as_ssl_context(self) -> ssl.SSLContext: ...
+class _Response(NamedTuple):
+    status: int
+    retry_after: str | None
+    """The header `Retry-After`."""
+    content: bytearray
 
 
 class Transport:
     """Sends requests to the API server."""
 
     def __init__(self, timeout: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._timeout = timeout
         self._server_time = (datetime.now(UTC), time.monotonic())
         """The API server's time, and the monotonic time when it was received."""
         self._last_date_header = ""
         """The header that it was read from, with a resolution of one second."""
+        self._login_task: asyncio.Task[None] | None = None
+        self._pending_requests = Counter[ApiClient]()
+        """The number of requests of each client. One that was replaced is closed after its last."""
 
-    def open(self, log_in: Callable[[], ConnectionInfo]) -> None:
-        """Open the session. Must be called before the first request. `log_in` is called again to renew the token."""
-        connection = log_in()
+    async def open(self, log_in: Callable[[], Awaitable[Configuration]] = load_configuration) -> None:
+        """Log in. Must be called before the first request. Raises `LoginError`.
+
+        `log_in` is called again if the API server rejects the credentials: a token or certificate has expired.
+        """
         self._log_in = log_in
-        self._server = connection.server.rstrip("/")
-        self._headers, self._headers_read_at = connection.as_http_headers(), time.monotonic()
-        headers = {"Accept": "application/json", "User-Agent": "finetune-operator"}
-        connector = aiohttp.TCPConnector(ssl=connection.as_ssl_context())
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=headers)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.shield(self._start_login())
+        except TimeoutError as error:
+            raise LoginError(f"no login within {self._timeout} s: does the exec plug-in wait for input?") from error
 
     def now(self) -> datetime:
         """Return the time of the API server's clock, which sets the times in objects. The local clock may differ."""
@@ -81,7 +100,9 @@ class Transport:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        while self._pending_requests:
+            client, _ = self._pending_requests.popitem()
+            await client.close()
 
     async def call(
         self,
@@ -93,45 +114,102 @@ class Transport:
         content_type: str = "application/json",
     ) -> Body:
         """Send a request and return the decoded body. Raises `ApiError` or one of `CONNECTION_ERRORS`."""
-        decoded: Body = msgspec.json.decode(await self._send_measured(method, path, query, body, content_type))
+        request = _Request(method, path, query or {}, body, content_type)
+        decoded: Body = msgspec.json.decode(await self._send_measured(request))
         return decoded
 
     async def read_raw(self, path: str, query: dict[str, str]) -> bytearray:
         """Return the undecoded body of a GET request. Raises the same errors as `call`."""
-        return await self._send_measured("GET", path, query, None, "application/json")
+        return await self._send_measured(_Request("GET", path, query))
 
-    async def _send_measured(
-        self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
-    ) -> bytearray:
-        verb, resource = parse_verb_and_resource(method, path)
+    async def _send_measured(self, request: _Request) -> bytearray:
+        verb, resource = parse_verb_and_resource(request.method, request.path)
         started, code = time.perf_counter(), "none"
         try:
-            status, retry_after, content = await self._send_request(method, path, query, body, content_type)
-            code = str(status)
+            response = await self._send_authenticated(request)
+            code = str(response.status)
         finally:
             counters.API_REQUESTS.labels(verb, resource, code).inc()
             counters.API_REQUEST_SECONDS.labels(verb, resource).observe(time.perf_counter() - started)
-        if status >= 400:
-            raise _build_api_error(status, retry_after, content)
-        return content
+        if response.status >= 400:
+            raise _build_api_error(response)
+        return response.content
 
-    async def _send_request(
-        self, method: str, path: str, query: dict[str, str] | None, body: Body | None, content_type: str
-    ) -> tuple[int, str | None, bytearray]:
-        headers = (
-            self._get_auth_headers() if body is None else {**self._get_auth_headers(), "Content-Type": content_type}
-        )
-        encoded_body = None if body is None else msgspec.json.encode(body)
-        parameters = {key: value for key, value in (query or {}).items() if value}
-        url = f"{self._server}{path}"
-        async with self._session.request(
-            method, url, params=parameters, data=encoded_body, headers=headers
-        ) as response:
+    async def _send_authenticated(self, request: _Request) -> _Response:
+        """Send a request. If the credentials are rejected, which means that it had no effect, log in and repeat it."""
+        async with asyncio.timeout(self._timeout):
+            client = self._client
+            response = await self._send_tracked(client, request)
+            if response.status == 401 and (renewed_client := await self._renew_client(client)) is not client:
+                return await self._send_tracked(renewed_client, request)
+            return response
+
+    async def _send_tracked(self, client: ApiClient, request: _Request) -> _Response:
+        self._pending_requests[client] += 1
+        try:
+            return await self._send_request(client, request)
+        finally:
+            self._pending_requests[client] -= 1
+            await self._close_if_unused(client)
+
+    async def _send_request(self, client: ApiClient, request: _Request) -> _Response:
+        headers = await self._build_headers(client, request)
+        parameters = urlencode({key: value for key, value in request.query.items() if value})
+        url = f"{client.configuration.host}{request.path}{'?' if parameters else ''}{parameters}"
+        try:
+            wrapper = await client.call_api(request.method, url, headers, request.body, _request_timeout=_NO_TIMEOUT)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _build_certificate_error(client.configuration.host, error) from error
+        async with wrapper.response as response:
             self._record_server_time(response.headers.get("Date", ""))
             content = bytearray()
             async for chunk in response.content.iter_any():  # `read` would hold all chunks and then join them
                 content += chunk
-            return response.status, response.headers.get("Retry-After"), content
+            return _Response(response.status, response.headers.get("Retry-After"), content)
+
+    async def _build_headers(self, client: ApiClient, request: _Request) -> dict[str, str]:
+        headers = {"Accept": "application/json", "User-Agent": "finetune-operator"}
+        headers["Content-Type"] = request.content_type
+        if authorization := await get_authorization(client.configuration):
+            headers["Authorization"] = authorization
+        return headers
+
+    async def _renew_client(self, rejected: ApiClient) -> ApiClient:
+        """Return a client with other credentials, or the rejected one if these are new."""
+        if self._client is rejected:
+            if time.monotonic() - self._logged_in_at < _MIN_LOGIN_INTERVAL:
+                return rejected
+            await asyncio.shield(self._start_login())
+        return self._client
+
+    def _start_login(self) -> asyncio.Task[None]:
+        """Return the login that is running, otherwise start one.
+
+        It is not cancelled with those that wait for it: an exec plug-in that hangs must not be started repeatedly.
+        """
+        if self._login_task is None or self._login_task.done():
+            self._login_task = asyncio.create_task(self._replace_client(), name="login")
+        return self._login_task
+
+    async def _replace_client(self) -> None:
+        self._client = await self._create_client()
+        self._pending_requests[self._client] = 0
+        for client in [*self._pending_requests]:
+            await self._close_if_unused(client)
+
+    async def _close_if_unused(self, client: ApiClient) -> None:
+        """Close a client that was replaced, after its last request: aiohttp fails those that it interrupts."""
+        if client is not self._client and not self._pending_requests[client]:
+            del self._pending_requests[client]
+            await client.close()
+
+    async def _create_client(self) -> ApiClient:
+        self._logged_in_at = time.monotonic()
+        configuration = await self._log_in()
+        try:
+            return ApiClient(configuration)
+        except OSError as error:  # ssl.SSLError is one
+            raise LoginError(f"cannot read the certificates for {configuration.host}: {error}") from error
 
     def _record_server_time(self, date_header: str) -> None:
         """Remember the server's time. The first response within a second is closest to the start of that second."""
@@ -141,11 +219,6 @@ class Transport:
                     date_header,
                     (parsedate_to_datetime(date_header), time.monotonic()),
                 )
-
-    def _get_auth_headers(self) -> dict[str, str]:
-        if time.monotonic() - self._headers_read_at > _TOKEN_REFRESH_SECONDS:
-            self._headers, self._headers_read_at = self._log_in().as_http_headers(), time.monotonic()
-        return self._headers
 
 
 def parse_verb_and_resource(method: str, path: str) -> tuple[str, str]:
@@ -158,16 +231,27 @@ def parse_verb_and_resource(method: str, path: str) -> tuple[str, str]:
     return verb, "/".join([parts[0], *parts[2:]])
 
 
-def _build_api_error(status: int, retry_after: str | None, content: bytearray) -> ApiError:
+def _build_api_error(response: _Response) -> ApiError:
     """Build the error of a response. Its body may be anything, because proxies send pages of their own."""
     try:
-        status_object = msgspec.json.decode(content)
+        status_object = msgspec.json.decode(response.content)
     except ValueError:
         status_object = {}
     reason, message = (
         (status_object.get("reason"), status_object.get("message")) if isinstance(status_object, dict) else (None, None)
     )
-    retry_seconds = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
     return ApiError(
-        status, str(reason or "Unknown"), str(message or content[:200].decode(errors="replace")), retry_seconds
+        response.status,
+        str(reason or "Unknown"),
+        str(message or response.content[:200].decode(errors="replace")),
+        float(response.retry_after) if response.retry_after and response.retry_after.isdigit() else 0.0,
+    )
+
+
+def _build_certificate_error(server: str, error: aiohttp.ClientConnectorCertificateError) -> CertificateError:
+    """Build an error of one line. That of aiohttp contains the representations of Python objects."""
+    cause = error.certificate_error
+    reason = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else str(cause)
+    return CertificateError(
+        f"the certificate of {server} is not valid: {reason}; check the server's address and the certificate authority"
     )

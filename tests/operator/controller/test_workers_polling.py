@@ -6,19 +6,20 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 from tests.support.operator.builders import (
     NOW,
-    build_finetunejob,
+    Body,
     build_job,
     build_key,
     build_pod,
     build_terminated_state,
     get_cache,
 )
+from tests.support.operator.cached_runs import RUNNING, set_owner, store_run
 
 from finetune_operator.controller.finetunejob import progress_poller
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
@@ -28,31 +29,9 @@ from finetune_operator.settings import Settings
 if TYPE_CHECKING:
     from tests.support.operator.fault_proxy import FakeTrainer
 
-Body = dict[str, Any]
 GOOD = {"stage": "Training", "percentage": 40, "step": 4, "totalSteps": 10, "loss": 1.25, "lastUpdateTime": "t"}
-RUNNING = {"running": {"startedAt": NOW}}
 HONEST_RUNS = 16
 HONEST, SILENT = "127.0.0.1", "127.0.0.2"
-
-
-def _set_owner(uid: str, body: Body, namespace: str, name: str, label: str = "bot") -> Body:
-    kind = "pod" if "containerStatuses" in body["status"] else "job"
-    identity = {"namespace": namespace, "name": name, "uid": f"{kind}-{namespace}-{name}"}
-    owner = [{"uid": uid, "controller": True}]
-    labels = {"finetune.dev/job": label}
-    return {**body, "metadata": {**body["metadata"], **identity, "ownerReferences": owner, "labels": labels}}
-
-
-def _store_run(cache: FineTuneJobCache, namespace: str, name: str, address: str, **condition: Any) -> None:
-    """Store a FineTuneJob, its Job and the Job's pod."""
-    body = build_finetunejob(name, namespace=namespace, uid=f"ftj-{namespace}-{name}")
-    status = {"conditions": [condition]} if condition else {}
-    cache.finetunejobs.update(build_key(name, namespace), {**body, "status": status})
-    job = _set_owner(f"ftj-{namespace}-{name}", build_job(active=1), namespace, name, name)
-    cache.jobs.update(build_key(name, namespace), job)
-    running_pod = build_pod(name, RUNNING, "Running", podIP=address)
-    pod = _set_owner(job["metadata"]["uid"], running_pod, namespace, name, name)
-    cache.pods.update(build_key(name, namespace), pod)
 
 
 def _store_pod(
@@ -60,7 +39,7 @@ def _store_pod(
 ) -> None:
     """Store another pod with the label of the run `bot`."""
     pod = build_pod(name, state, "Running", podIP=HONEST, created=created)
-    cache.pods.update(build_key(), _set_owner(owner, pod, "team", name))
+    cache.pods.update(build_key(), set_owner(owner, pod, "team", name))
 
 
 @pytest.fixture
@@ -73,7 +52,7 @@ def operator(trainer: FakeTrainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _store_newest_pod_of_job(cache: FineTuneJobCache) -> None:
-    _store_run(cache, "team", "bot", SILENT)
+    store_run(cache, "team", "bot", SILENT)
     _store_pod(cache, "job-team-bot", created="2026-11-23T09:00:00Z")
 
 
@@ -82,23 +61,23 @@ def _store_pod_without_finetunejob(cache: FineTuneJobCache) -> None:
 
 
 def _store_pod_of_foreign_job(cache: FineTuneJobCache) -> None:
-    _store_run(cache, "team", "bot", SILENT)
-    job = _set_owner("ftj-team-other", build_job(active=1), "team", "mine")
+    store_run(cache, "team", "bot", SILENT)
+    job = set_owner("ftj-team-other", build_job(active=1), "team", "mine")
     cache.jobs.update(build_key(), job)
     _store_pod(cache, job["metadata"]["uid"], created="2026-11-23T09:00:00Z")
 
 
 def _store_pod_without_job(cache: FineTuneJobCache) -> None:
-    _store_run(cache, "team", "bot", SILENT)
+    store_run(cache, "team", "bot", SILENT)
     _store_pod(cache, "no-owner", created="2026-11-23T09:00:00Z")
 
 
 def _store_finished_run(cache: FineTuneJobCache) -> None:
-    _store_run(cache, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
+    store_run(cache, "team", "bot", HONEST, type="Failed", status="True", reason="DataInvalid")
 
 
 def _store_run_with_newer_ended_pod(cache: FineTuneJobCache) -> None:
-    _store_run(cache, "team", "bot", HONEST)
+    store_run(cache, "team", "bot", HONEST)
     _store_pod(cache, "job-team-bot", created="2026-11-23T09:00:00Z", state=build_terminated_state(1))
 
 
@@ -143,9 +122,9 @@ async def test_poll_silent_namespaces_leave_time_for_others(
     for name, value in limits.items():
         monkeypatch.setattr(progress_poller, name, value)
     for number in range(namespaces * jobs_per_namespace):
-        _store_run(get_cache(operator), f"evil-{number % namespaces}", f"bot-{number}", SILENT)
+        store_run(get_cache(operator), f"evil-{number % namespaces}", f"bot-{number}", SILENT)
     for number in range(HONEST_RUNS):
-        _store_run(get_cache(operator), "team", f"bot-{number}", HONEST)
+        store_run(get_cache(operator), "team", f"bot-{number}", HONEST)
     started = time.monotonic()
     await operator.workers.poll()
     assert time.monotonic() - started < progress_poller.POLL_TIMEOUT + 2
@@ -154,8 +133,8 @@ async def test_poll_silent_namespaces_leave_time_for_others(
 
 async def test_poll_answering_trainer_is_read_before_round_ends(operator: Manager) -> None:
     for number in range(300):
-        _store_run(get_cache(operator), "evil", f"bot-{number}", SILENT)
-    _store_run(get_cache(operator), "team", "bot", HONEST)
+        store_run(get_cache(operator), "evil", f"bot-{number}", SILENT)
+    store_run(get_cache(operator), "team", "bot", HONEST)
     started, round_ = time.monotonic(), asyncio.create_task(operator.workers.poll())
     while not get_cache(operator).reported_progress:
         assert time.monotonic() - started < progress_poller.REQUEST_TIMEOUT, "it had to wait for the others"
@@ -167,8 +146,8 @@ async def test_poll_silent_namespace_rotates_polled_pods(operator: Manager, monk
     monkeypatch.setattr(progress_poller, "REQUEST_TIMEOUT", 0.2)
     monkeypatch.setattr(progress_poller, "POLL_TIMEOUT", 0.3)
     for number in range(200):
-        _store_run(get_cache(operator), "team", f"bot-{number:03}", SILENT)
-    _store_run(get_cache(operator), "team", "last", HONEST)
+        store_run(get_cache(operator), "team", f"bot-{number:03}", SILENT)
+    store_run(get_cache(operator), "team", "last", HONEST)
     for _ in range(40):
         await operator.workers.poll()
         if get_cache(operator).reported_progress:

@@ -186,7 +186,7 @@ async def test_operator_cluster_scope_waits_for_permission_then_works(
     first, second = teams
     operator = Manager(world.settings.model_copy(update={"watch_namespaces": []}))
     with pytest.raises(kopf.TemporaryError, match=r"403 Forbidden.*at the cluster scope"):
-        await operator.start(kopf.OperatorSettings())
+        await operator.start()
     async with grant_cluster_rights(world), world.run_operator(watch_namespaces=[]) as operator:
         await _assert_job_created(first, "first")
         await _assert_job_created(second, "first")

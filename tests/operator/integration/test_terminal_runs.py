@@ -7,7 +7,6 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import kopf
 import pytest
 from tests.support.operator.builders import build_key
 
@@ -121,7 +120,7 @@ async def test_operator_restarted_1000_times_writes_nothing(world: NamespaceHarn
     for _ in range(RESTARTS):
         operator = Manager(world.settings)
         before = _count_reconciles()
-        await operator.start(kopf.OperatorSettings())
+        await operator.start()
         for name in ENDS:  # by default it reconciles only runs that have not ended
             operator.workers.enqueue(build_key(name, world.namespace))
         while _count_reconciles() < before + 3:

@@ -9,11 +9,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import kopf
 import pytest
 from tests.support.operator.namespace_harness import LEASE_NAME
 
-from finetune_operator.kopf_settings import log_in
 from finetune_operator.kube.client import NotLeaderError
 from finetune_operator.kube.leader_election import LeaderElector
 from finetune_operator.kube.lease import LeaseLock
@@ -50,7 +48,7 @@ class Candidate:
 @asynccontextmanager
 async def _run_candidate(world: NamespaceHarness, identity: str = "me") -> AsyncIterator[Candidate]:
     transport = Transport(5)
-    transport.open(lambda: log_in(kopf.OperatorSettings()))
+    await transport.open()
     candidate = Candidate(LeaderElector(LeaseLock(transport, world.namespace, LEASE_NAME), identity, LEASE_SECONDS))
     task = asyncio.create_task(candidate.election.run(candidate.lead))
     try:

@@ -1,34 +1,43 @@
-"""Requests to the API server: token renewal, errors, and the server's clock."""
+"""Requests to the API server: renewed logins, errors, and the server's clock."""
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.client import Configuration
 
 from finetune_operator.kube import transport
-from finetune_operator.kube.transport import ApiError, Transport
+from finetune_operator.kube.login import LoginError
+from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError, Transport
+
+PATH = "/api/v1/namespaces/team/pods"
 
 
-class RotatingTokenLogin:
-    """A service account whose token is rotated."""
+class NumberedLogin:
+    """Each login returns another token. Its number is that of the login."""
 
-    def __init__(self, server: str) -> None:
-        self.server = server
-        self._tokens: Iterator[str] = iter(["first", "second", "third"])
+    def __init__(self) -> None:
+        self.host = ""
+        self.count = 0
+        self.seconds = 0.0
+        self.error: LoginError | None = None
 
-    def as_http_headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {next(self._tokens)}"}
-
-    def as_ssl_context(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
+    async def log_in(self) -> Configuration:
+        self.count += 1
+        await asyncio.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        return Configuration(self.host, api_key={"BearerToken": f"Bearer {self.count}"})
 
 
 @asynccontextmanager
-async def _open_transport(answer: Callable[[], web.Response]) -> AsyncIterator[tuple[Transport, list[web.Request]]]:
+async def _open_transport(
+    answer: Callable[[], web.Response], login: NumberedLogin | None = None, timeout: float = 5
+) -> AsyncIterator[tuple[Transport, list[web.Request]]]:
     requests: list[web.Request] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -41,9 +50,10 @@ async def _open_transport(answer: Callable[[], web.Response]) -> AsyncIterator[t
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    access = RotatingTokenLogin(f"http://127.0.0.1:{runner.addresses[0][1]}/")
-    client = Transport(5)
-    client.open(lambda: access)
+    login = login or NumberedLogin()
+    login.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    client = Transport(timeout)
+    await client.open(login.log_in)
     try:
         yield client, requests
     finally:
@@ -51,16 +61,84 @@ async def _open_transport(answer: Callable[[], web.Response]) -> AsyncIterator[t
         await runner.cleanup()
 
 
-PATH = "/api/v1/namespaces/team/pods"
+class ExpiringTokens:
+    """A server that accepts only the token with this number or a higher one."""
+
+    def __init__(self) -> None:
+        self.valid_from = 1
+        self.requests: list[web.Request] = []
+
+    def answer(self) -> web.Response:
+        number = int(self.requests[-1].headers["Authorization"].removeprefix("Bearer "))
+        return web.json_response({}, status=200 if number >= self.valid_from else 401)
 
 
-async def test_transport_token_expired_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with _open_transport(lambda: web.json_response({"items": []})) as (client, requests):
-        for seconds in (60.0, 60.0, 0.0):
-            monkeypatch.setattr(transport, "_TOKEN_REFRESH_SECONDS", seconds)
+@asynccontextmanager
+async def _open_transport_with_expiring_tokens(
+    monkeypatch: pytest.MonkeyPatch, timeout: float = 5
+) -> AsyncIterator[tuple[Transport, ExpiringTokens, NumberedLogin]]:
+    monkeypatch.setattr(transport, "_MIN_LOGIN_INTERVAL", 0.0)
+    tokens, login = ExpiringTokens(), NumberedLogin()
+    async with _open_transport(tokens.answer, login, timeout) as (client, requests):
+        tokens.requests = requests
+        yield client, tokens, login
+
+
+async def test_transport_rejected_token_is_renewed_and_request_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _open_transport_with_expiring_tokens(monkeypatch) as (client, tokens, _):
+        await client.call("GET", PATH)
+        tokens.valid_from = 2
+        await client.call("POST", PATH, body={"a": 1})
+        await client.call("GET", PATH)
+    sent = [(request.method, request.headers["Authorization"]) for request in tokens.requests]
+    assert sent == [("GET", "Bearer 1"), ("POST", "Bearer 1"), ("POST", "Bearer 2"), ("GET", "Bearer 2")]
+
+
+async def test_transport_many_rejected_requests_log_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _open_transport_with_expiring_tokens(monkeypatch) as (client, tokens, login):
+        tokens.valid_from = 2
+        results = await asyncio.gather(*(client.call("GET", PATH) for _ in range(20)))
+    assert login.count == 2
+    assert results == [{}] * 20
+
+
+async def test_transport_rejected_user_is_not_logged_in_again_and_again() -> None:
+    login = NumberedLogin()
+    async with _open_transport(lambda: web.json_response({}, status=401), login) as (client, _):
+        for _ in range(3):
+            with pytest.raises(ApiError, match="401"):
+                await client.call("GET", PATH)
+    assert login.count == 1
+
+
+async def test_transport_failed_login_is_a_connection_error_and_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _open_transport_with_expiring_tokens(monkeypatch) as (client, tokens, login):
+        tokens.valid_from = 2
+        login.error = LoginError("the plug-in failed")
+        with pytest.raises(CONNECTION_ERRORS, match="the plug-in failed"):
             await client.call("GET", PATH)
-    tokens = [request.headers["Authorization"] for request in requests]
-    assert tokens == ["Bearer first", "Bearer first", "Bearer second"]
+        login.error = None
+        assert await client.call("GET", PATH) == {}
+
+
+async def test_transport_hanging_login_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exec plug-in that waits for input must not be started for each request."""
+    async with _open_transport_with_expiring_tokens(monkeypatch, timeout=1.0) as (client, tokens, login):
+        tokens.valid_from = 2
+        login.seconds = 600
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await client.call("GET", PATH)
+    assert login.count == 2
+
+
+async def test_transport_hanging_first_login_runs_once() -> None:
+    login, client = NumberedLogin(), Transport(0.05)
+    login.seconds = 600
+    for _ in range(2):
+        with pytest.raises(LoginError, match=r"no login within 0.05 s: does the exec plug-in wait for input\?"):
+            await client.open(login.log_in)
+    assert login.count == 1
 
 
 async def test_transport_empty_query_value_is_not_sent() -> None:

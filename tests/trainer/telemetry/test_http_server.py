@@ -9,9 +9,8 @@ import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from yarl import URL
 
-from finetune_operator.controller.finetunejob import progress_poller as asking
+from finetune_operator.controller.finetunejob.progress_reader import ProgressReader
 from finetune_trainer.contract import CacheResult, Stage
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.progress import ProgressReporter
@@ -72,18 +71,17 @@ class TestServer:
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
     async def test_http_server_listens_on_ipv4_and_ipv6(self, progress: ProgressReporter, host: str) -> None:
-        url = URL.build(scheme="http", host=host, port=http_server.start_server(progress), path="/progress")
-        async with asking.create_session() as client:
-            progress_read = await asking.fetch_progress(client, url)
-        assert progress_read == progress.get_latest()
+        port = http_server.start_server(progress)
+        assert port
+        assert await ProgressReader(port, 5).read(host) == progress.get_latest()
 
     async def test_http_server_without_ipv6_listens_on_ipv4(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
         port = http_server.start_server(progress)
-        async with asking.create_session() as client:
-            assert await asking.fetch_progress(client, URL(f"http://127.0.0.1:{port}/progress"))
+        assert port
+        assert await ProgressReader(port, 5).read("127.0.0.1")
 
     def test_http_server_taken_port_is_not_fatal(
         self, progress: ProgressReporter, monkeypatch: pytest.MonkeyPatch

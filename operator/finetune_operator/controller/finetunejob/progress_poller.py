@@ -11,11 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-import aiohttp
-from pydantic import ValidationError
-from yarl import URL
-
 from finetune_operator.api.objects import Body, ObjectKey
+from finetune_operator.controller.finetunejob.progress_reader import ProgressReader
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, ReportedProgress
 from finetune_operator.observed.objects import is_controlled_by, is_finished
 from finetune_operator.observed.pod import find_newest_pod, is_trainer_running, list_rank_zero_pods
@@ -23,7 +20,6 @@ from finetune_trainer.contract import PROGRESS_PORT, Progress
 
 REQUEST_TIMEOUT = 2.0
 """Seconds until a pod must have responded."""
-MAX_RESPONSE_BYTES = 64 * 1024
 MAX_CONNECTIONS = 512
 """Maximum number of concurrent connections."""
 MAX_NAMESPACE_CONNECTIONS = 64
@@ -49,11 +45,10 @@ class ProgressPoller:
         if not running_pods:
             return
         secrets.SystemRandom().shuffle(running_pods)  # so that a timeout does not always hit the same pods
-        async with create_session() as session:
-            fetcher = ProgressFetcher(session)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_TIMEOUT):
-                    await asyncio.gather(*(self._poll_pod(fetcher, key, pod, enqueue) for key, pod in running_pods))
+        fetcher = ProgressFetcher()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_TIMEOUT):
+                await asyncio.gather(*(self._poll_pod(fetcher, key, pod, enqueue) for key, pod in running_pods))
 
     def _find_running_pods(self) -> Iterator[tuple[ObjectKey, Body]]:
         """Yield the pod of rank 0 of each running FineTuneJob. Owners are checked, because any user may label a pod."""
@@ -73,8 +68,8 @@ class ProgressPoller:
     async def _poll_pod(
         self, fetcher: ProgressFetcher, key: ObjectKey, pod: Body, enqueue: Callable[[ObjectKey], None]
     ) -> None:
-        url = build_progress_url(pod)
-        progress = await fetcher.fetch(key.namespace, url) if url else None
+        address = find_pod_address(pod)
+        progress = await fetcher.fetch(key.namespace, address) if address else None
         if progress and has_changed(progress, self._cache.get_last_progress(key, pod)):
             self._cache.reported_progress[key] = ReportedProgress(pod["metadata"]["uid"], progress)
             enqueue(key)
@@ -87,59 +82,25 @@ class ProgressFetcher:
     of a pod starts when its connection is opened.
     """
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
+    def __init__(self) -> None:
+        self._reader = ProgressReader(PROGRESS_PORT, REQUEST_TIMEOUT)
         self._semaphore = asyncio.Semaphore(MAX_CONNECTIONS)
         self._namespace_semaphores: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MAX_NAMESPACE_CONNECTIONS)
         )
 
-    async def fetch(self, namespace: str, url: URL) -> Progress | None:
-        """Return what `fetch_progress` returns, as soon as a connection is available."""
+    async def fetch(self, namespace: str, address: str) -> Progress | None:
+        """Return what `ProgressReader.read` returns, as soon as a connection is available."""
         async with self._namespace_semaphores[namespace], self._semaphore:
-            return await fetch_progress(self._session, url)
+            return await self._reader.read(address)
 
 
-def create_session() -> aiohttp.ClientSession:
-    """Return a session that shares no connection, cookie or other state between pods."""
-    return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        auto_decompress=False,
-    )
-
-
-def build_progress_url(pod: Body) -> URL | None:
-    """Return the URL of the pod's progress, or None if it has no IP address or uses that of its node."""
-    host = pod.get("status", {}).get("podIP")
-    if not host or pod.get("spec", {}).get("hostNetwork"):
+def find_pod_address(pod: Body) -> str | None:
+    """Return the pod's IP address, or None if it has none or uses that of its node."""
+    if pod.get("spec", {}).get("hostNetwork"):
         return None
-    return URL.build(scheme="http", host=host, port=PROGRESS_PORT, path="/progress")
-
-
-async def fetch_progress(session: aiohttp.ClientSession, url: URL) -> Progress | None:
-    """Return the progress, or None if there is no valid response within the limits of time and size."""
-    try:
-        async with session.get(url, allow_redirects=False) as response:
-            if response.status != 200:
-                return None
-            content = await _read_limited(response.content)
-    except (TimeoutError, aiohttp.ClientError, OSError):
-        return None
-    try:
-        return Progress.model_validate_json(content, extra="ignore")
-    except ValidationError:
-        return None
-
-
-async def _read_limited(stream: aiohttp.StreamReader) -> bytes:
-    received = bytearray()
-    async for chunk in stream.iter_chunked(8192):
-        received += chunk
-        if len(received) > MAX_RESPONSE_BYTES:
-            return b""
-    return bytes(received)
+    address: str | None = pod.get("status", {}).get("podIP")
+    return address or None
 
 
 def has_changed(current: Progress, previous: Progress | None) -> bool:
