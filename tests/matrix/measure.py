@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -95,8 +96,12 @@ def _clean_cell(cell: str) -> str:
 
 
 def compute_lock_hash() -> str:
-    """Return the SHA-256 of `uv.lock`."""
-    return hashlib.sha256((ROOT / "uv.lock").read_bytes()).hexdigest()
+    """Return the SHA-256 of the names and versions in `uv.lock`, without this project, whose extras do not matter."""
+    packages = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    lines = sorted(
+        f"{package['name']}=={package['version']}" for package in packages if "editable" not in package["source"]
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def write_matrix(measured: Mapping[str, Mapping[str, str]]) -> None:
