@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.client import Configuration
 from tests.support.operator.builders import build_key
 from tests.support.operator.fault_proxy import ThreadedServer, build_error_response
 
@@ -49,17 +49,8 @@ class ListServer(ThreadedServer):
         items = self.finetunejobs.get(namespace, []) if plural == "finetunejobs" else []
         return web.json_response({"metadata": {"resourceVersion": str(self.version)}, "items": items})
 
-    # Implements ConnectionInfo.
-
-    @property
-    def server(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def as_http_headers(self) -> dict[str, str]:
-        return {}
-
-    def as_ssl_context(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
+    async def log_in(self) -> Configuration:
+        return Configuration(host=f"http://127.0.0.1:{self.port}")
 
 
 class ListerHarness:
@@ -88,7 +79,7 @@ class ListerHarness:
 async def listing() -> AsyncIterator[ListerHarness]:
     with ListServer() as server:
         transport = Transport(timeout=0.5)
-        transport.open(lambda: server)
+        await transport.open(server.log_in)
         yield ListerHarness(server, transport)
         await transport.close()
 
