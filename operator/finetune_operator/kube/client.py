@@ -150,10 +150,15 @@ class KubeClient:
         """Delete a Job after its pods. Return the Job, or None if it is gone. Raises `ApiError` (409) if it changed."""
         return await self._delete_object(JOBS, job, "Foreground")
 
-    async def delete_pod(self, pod: Body) -> None:
-        """Delete a pod. One that is gone, or that another of the same name has replaced, is no error."""
+    async def delete_pod(self, pod: Body, grace_period_seconds: int | None = None) -> None:
+        """Delete a pod, or shorten the grace period of one that is being deleted.
+
+        One that is gone, or that another of the same name has replaced, is no error.
+        """
         meta = pod["metadata"]
-        options = {"preconditions": {"uid": meta["uid"]}}
+        options: Body = {"preconditions": {"uid": meta["uid"]}}
+        if grace_period_seconds is not None:
+            options["gracePeriodSeconds"] = grace_period_seconds
         try:
             await self._call_api("DELETE", f"{PODS.build_path(meta['namespace'])}/{meta['name']}", body=options)
         except ApiError as error:

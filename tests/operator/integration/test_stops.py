@@ -62,6 +62,7 @@ async def test_run_cancelled_ends_for_good(world: NamespaceHarness) -> None:
         await world.patch_spec({"cancel": True})
         status = await world.wait_for_reason("Cancelling")
         assert (status["phase"], await _is_job_deleting(world)) == ("Running", True)
+        await world.wait_until(lambda: _has_grace_period(world, 1))
         await world.report_container_state(_terminated_state(143, reason="Preempted"), "Failed")
         await world.finish_job_deletion()
         status = await world.wait_for_reason("Cancelled")
@@ -77,6 +78,10 @@ async def test_run_cancelled_ends_for_good(world: NamespaceHarness) -> None:
         assert await _has_no_job(world)
         await world.patch_spec({"ttlSecondsAfterFinished": 1})
         await world.wait_until(lambda: _is_finetunejob_gone(world))
+
+
+async def _has_grace_period(world: NamespaceHarness, seconds: int) -> bool:
+    return bool((await world.get("pods", "bot-1"))["metadata"].get("deletionGracePeriodSeconds") == seconds)
 
 
 async def _is_finetunejob_gone(world: NamespaceHarness) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from pydantic import ValidationError
 
@@ -74,17 +75,18 @@ class JobControl:
             self._cache.jobs.update(key, deleted)
         return deleted
 
-    async def delete_pod(self, pod: Body) -> None:
-        """Delete a pod of an earlier attempt. The watch reports it when it is gone.
+    async def delete_pods(self, pods: Iterable[Body], grace_period_seconds: int | None = None) -> None:
+        """Delete pods that are not needed. The watch reports it when they are gone.
 
-        A failure is only logged, because the run does not depend on it.
+        A failure is only logged: the run does not depend on it.
         """
-        try:
-            await self._client.delete_pod(pod)
-        except ApiError as error:
-            log.warning("could not delete pod %s of an earlier attempt: %s", get_name(pod), error)
-        else:
-            log.info("deleted pod %s of an earlier attempt", get_name(pod))
+        for pod in pods:
+            try:
+                await self._client.delete_pod(pod, grace_period_seconds)
+            except ApiError as error:
+                log.warning("could not delete pod %s: %s", get_name(pod), error)
+            else:
+                log.info("deleted pod %s", get_name(pod))
 
     async def patch_job(self, key: ObjectKey, job: Body, patch: Body) -> Body:
         """Merge a patch into the Job. Return the Job as it is now."""

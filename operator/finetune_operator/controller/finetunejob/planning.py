@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,14 @@ from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import parse_run_policy
 from finetune_operator.controller.finetunejob.request import ReconcileRequest
 from finetune_operator.observed.job import holds_scratch_claims, is_job_complete, is_job_finishing
-from finetune_operator.observed.objects import is_being_deleted, is_finished
-from finetune_operator.observed.pod import find_newest_pod, is_alive, list_rank_zero_pods, list_superseded_pods
+from finetune_operator.observed.objects import is_being_deleted, is_finished, parse_timestamp
+from finetune_operator.observed.pod import (
+    find_newest_pod,
+    get_grace_period_end,
+    is_alive,
+    list_rank_zero_pods,
+    list_superseded_pods,
+)
 from finetune_operator.observed.state import Blocked, ObservedState
 from finetune_operator.policy.profiles import Profiles
 from finetune_operator.policy.validation import describe_missing_profile, find_violations
@@ -27,8 +34,9 @@ from finetune_operator.status.usage import get_last_attempt
 
 _MAX_ENDED_ATTEMPTS = 5
 """Attempts before the last one whose pods are kept for `kubectl logs`, unless they have claims."""
-
 _NO_PROFILES = Profiles()
+KILL_SECONDS = 1
+"""Grace period of the pods of a cancelled run. With 0, the API server would forget a pod that still runs."""
 
 
 class Changes(NamedTuple):
@@ -48,6 +56,8 @@ class Changes(NamedTuple):
     """A merge patch of the observed Job."""
     delete_pods: Sequence[Body] = ()
     """Pods of earlier attempts, which are not needed any more."""
+    kill_pods: Sequence[Body] = ()
+    """Pods of a cancelled run, which get no time to save a checkpoint."""
     delete_finetunejob: bool = False
 
 
@@ -59,10 +69,11 @@ def plan(
     if is_terminal(request.previous_status):
         return Changes()
     stop = _find_stop(request, observed, request.previous_status)
+    kill_pods = _list_pods_to_kill(observed, request) if stop and stop.cause is stops.StopCause.CANCEL else []
     if job is None:
-        return Changes() if stop else _plan_creation(request, observed, settings, profiles)
+        return Changes(kill_pods=kill_pods) if stop else _plan_creation(request, observed, settings, profiles)
     if stop or stops.has_other_stop_step(job, request.run_policy):
-        return Changes(delete_job=job if _can_be_stopped(job, observed.pods) else None)
+        return Changes(delete_job=job if _can_be_stopped(job, observed.pods) else None, kill_pods=kill_pods)
     return Changes(ensure_service=request.run_policy.nodes > 1 and _is_between_attempts(job, observed.pods))
 
 
@@ -164,6 +175,18 @@ def _has_reached_step(request: ReconcileRequest, observed: ObservedState, job: B
         return True
     is_stored = status.step_result != request.previous_status.step_result
     return is_stored and bool(_find_stop(request, observed, status)) and _can_be_stopped(job, observed.pods)
+
+
+def _list_pods_to_kill(observed: ObservedState, request: ReconcileRequest) -> list[Body]:
+    """Return the pods of a cancelled run that may run for longer than it takes to kill them.
+
+    A Job that is about to report how it ended is not stopped.
+    """
+    job, pods = observed.job, (*observed.orphaned_pods, *observed.pods)
+    if job and not is_being_deleted(job) and not _can_be_stopped(job, observed.pods):
+        return []
+    limit = (parse_timestamp(request.now) or 0.0) + 2 * KILL_SECONDS
+    return [pod for pod in pods if is_alive(pod) and (parse_timestamp(get_grace_period_end(pod)) or math.inf) > limit]
 
 
 def _can_be_stopped(job: Body, pods: Sequence[Body]) -> bool:

@@ -57,7 +57,7 @@ class ProgressPoller:
                 continue
             body = self._cache.get_finetunejob(key)
             job = self._cache.get_job(body) if body and not is_finished(body) else None
-            if job is None:
+            if job is None or key in self._cache.foreign_jobs:  # another installation polls those
                 continue
             uid = job["metadata"]["uid"]
             owned_pods = (pod for pod in self._cache.pods.list_by_key(key) if is_controlled_by(pod, uid))

@@ -134,8 +134,8 @@ class FineTuneJobReconciler:
             observed = replace(
                 observed, job=await self._job_control.patch_job(request.key, observed.job, changes.job_patch)
             )
-        for pod in changes.delete_pods:
-            await self._job_control.delete_pod(pod)
+        await self._job_control.delete_pods(changes.delete_pods)
+        await self._job_control.delete_pods(changes.kill_pods, planning.KILL_SECONDS)
         if changes.delete_finetunejob:
             await self._delete_finetunejob(request)
         return observed

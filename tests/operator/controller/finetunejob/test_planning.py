@@ -77,6 +77,26 @@ PLAN_CASES = {
 }
 
 
+CANCELLED = {"cancel": True}
+TERMINATING_POD = {
+    **RUNNING_POD,
+    "metadata": {**RUNNING_POD["metadata"], "deletionTimestamp": "2026-11-23T08:02:00Z"},
+}
+DYING_POD = {**RUNNING_POD, "metadata": {**RUNNING_POD["metadata"], "deletionTimestamp": "2026-11-23T08:00:01Z"}}
+PLAN_CASES |= {
+    "cancelled": PlanCase(CANCELLED, ObservedState(), set()),
+    "running Job, cancelled": PlanCase(
+        CANCELLED, ObservedState(build_job(), (RUNNING_POD,)), {"delete_job", "kill_pods"}
+    ),
+    "deleted Job, cancelled": PlanCase(CANCELLED, ObservedState(DELETED_JOB, (TERMINATING_POD,)), {"kill_pods"}),
+    "deleted Job, cancelled, pod is dying": PlanCase(CANCELLED, ObservedState(DELETED_JOB, (DYING_POD,)), set()),
+    "pod of a suspended run, cancelled": PlanCase(
+        CANCELLED, ObservedState(orphaned_pods=(TERMINATING_POD,)), {"kill_pods"}
+    ),
+    "finishing Job, cancelled": PlanCase(CANCELLED, ObservedState(FINISHING_JOB, (RUNNING_POD,)), set()),
+}
+
+
 def _list_writes(changes: Changes) -> set[str]:
     return {name for name, value in changes._asdict().items() if value}
 
