@@ -18,7 +18,14 @@ from finetune_operator.api.labels import (
     STARTUP_DEADLINE_ANNOTATION,
 )
 from finetune_operator.api.objects import Body
-from finetune_operator.policy.profiles import CA_VARIABLES, ChosenProfile, ContainerResources, Profile
+from finetune_operator.policy.profiles import (
+    CA_VARIABLES,
+    ChosenProfile,
+    ContainerFields,
+    ContainerResources,
+    PodFields,
+    Profile,
+)
 from finetune_operator.resources import multi_node, volumes
 from finetune_trainer import contract
 from finetune_trainer.contract import Model
@@ -51,6 +58,27 @@ def apply_profile(job: Body, chosen: ChosenProfile, spec: FineTuneJobSpec) -> Bo
         "spec": _add_mounts(pod, profile),
     }
     return _annotate({**job, "spec": {**job["spec"], "template": template}}, chosen)
+
+
+def apply_access_settings(job: Body, chosen: ChosenProfile, spec: FineTuneJobSpec) -> Body:
+    """Return the Job of a task pod with what its profile says about labels and about the access to S3.
+
+    The pod needs no devices, and starts on any node.
+    """
+    profile = chosen.profile
+    access = profile.model_copy(
+        update={
+            "pod_spec": PodFields().model_copy(update=_select(profile.pod_spec, "dns_config", "host_aliases")),
+            "container": ContainerFields().model_copy(update=_select(profile.container, "env")),
+            "shared_memory": None,
+            "startup_deadline_seconds": None,
+        }
+    )
+    return apply_profile(job, chosen._replace(profile=access), spec)
+
+
+def _select(part: Model, *fields: str) -> Body:
+    return {name: value for name, value in part if name in fields}
 
 
 def merge_maps(base: Body, changes: Body) -> Body:
@@ -143,7 +171,7 @@ def _add_mounts(pod: Body, profile: Profile) -> Body:
     return {
         **pod,
         "containers": [{**container, "volumeMounts": volume_mounts}],
-        "volumes": _merge_by_key("name", pod["volumes"], added_volumes),
+        "volumes": _merge_by_key("name", pod.get("volumes", []), added_volumes),
     }
 
 

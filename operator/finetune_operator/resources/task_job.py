@@ -16,8 +16,10 @@ from finetune_operator.api.compute import drop_reserved_keys
 from finetune_operator.api.labels import CLEAN_TASK, TASK_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
+from finetune_operator.policy.profiles import ChosenProfile
 from finetune_operator.resources import security, volumes
 from finetune_operator.resources.owner import build_owner_reference
+from finetune_operator.resources.profile import apply_access_settings
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import CleanTask, ExitCode, TaskConfig, TrainerConfig
@@ -42,13 +44,24 @@ _POD_FAILURE_RULES = [
 ]
 
 
-def build_clean_job(finetunejob: FineTuneJob, settings: Settings, not_before: str | None = None) -> Body:
-    """Return the Job that deletes the checkpoints of a run which has ended.
+def build_clean_job(
+    finetunejob: FineTuneJob,
+    settings: Settings,
+    not_before: str | None = None,
+    chosen_profile: ChosenProfile | None = None,
+) -> Body:
+    """Return the Job that deletes the checkpoints of a run which has ended, with the proxies and certificates of its
+    compute profile.
 
     With `not_before` (RFC 3339) it is the Job for a deleted FineTuneJob: it has no owner, and it is suspended until
     the operator resumes it. Raises `pydantic.ValidationError` if `output.uri` is too long.
     """
-    finetunejob = apply_defaults(finetunejob, settings.defaults)
+    job = _build_plain_job(apply_defaults(finetunejob, settings.defaults), settings, not_before)
+    return apply_access_settings(job, chosen_profile, finetunejob.spec) if chosen_profile else job
+
+
+def _build_plain_job(finetunejob: FineTuneJob, settings: Settings, not_before: str | None) -> Body:
+    """Return the Job without the settings of a compute profile."""
     meta, spec = finetunejob.metadata, finetunejob.spec
     config = _build_clean_config(finetunejob, settings)
     identity = f"{meta.uid}/{'deleted' if not_before else 'ended'}/{_encode_config(config)}"

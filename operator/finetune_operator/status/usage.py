@@ -135,11 +135,12 @@ def _advance_streak(streak: InterruptionStreak, last: Attempt, observed: Observe
     """Return the streak with the attempt `last`, which another attempt has replaced.
 
     An attempt of an earlier Job ends the streak: it was not interrupted, but the run was suspended or its Job deleted.
+    Times have a resolution of one second, in which an earlier pod and the Job may have been created.
     """
     pod = _find_attempt_pod(last, observed.pods)
     job_creation_time = get_creation_time(observed.job) if observed.job else ""
     is_orphaned = _find_attempt_pod(last, observed.orphaned_pods) is not None
-    if pod is None and ((last.creation_time or last.start_time) < job_creation_time or is_orphaned):
+    if pod is None and ((last.creation_time or last.start_time) <= job_creation_time or is_orphaned):
         return InterruptionStreak()
     return _extend_streak(streak, pod, observed.pods)
 

@@ -123,10 +123,10 @@ async def test_failed_cleaning_is_reported(world: NamespaceHarness) -> None:
 
 async def test_failed_run_with_live_run_at_its_output_is_not_cleaned(world: NamespaceHarness) -> None:
     async with world.run_operator(**RETENTION):
-        await _fail_run(world)
         uri = f"s3://bucket/adapters/{world.namespace}/bot/"
         await world.create_finetunejob("next", {"output": {"uri": uri}, "suspend": True})
         await world.wait_for_reason("Suspended", "next")
+        await _fail_run(world)
         await asyncio.sleep(2.5)
         assert await _list_task_jobs(world) == []
         await world.delete("finetunejobs", "next")  # its trainer never started

@@ -137,4 +137,4 @@ async def test_selected_namespaces_list_fails_keeps_known_ones(
 async def test_selected_namespaces_without_permission_retries_start(world: NamespaceHarness) -> None:
     operator = Manager(world.settings.model_copy(update={"watch_namespaces": [], "watch_namespace_selector": SELECTOR}))
     with pytest.raises(kopf.TemporaryError, match=r"403 Forbidden.*namespaces"):
-        await operator.start(kopf.OperatorSettings())
+        await operator.start()

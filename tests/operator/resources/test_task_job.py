@@ -9,6 +9,7 @@ import pytest
 from finetune_operator.api import FineTuneJob
 from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TASK_LABEL
 from finetune_operator.policy.defaults import Defaults
+from finetune_operator.policy.profiles import ChosenProfile, Profile
 from finetune_operator.resources.job import build_job
 from finetune_operator.resources.task_job import build_clean_job, read_task_config
 from finetune_operator.settings import Settings
@@ -67,6 +68,28 @@ def test_task_job_has_access_of_run_and_no_gpu(build: type[Builders]) -> None:
     for name in ("FINETUNE_S3_CREDENTIALS_DIR", "AWS_CA_BUNDLE", "FINETUNE_OUTCOME_PATH"):
         assert environment[name] == trainer_environment[name]
     assert "completions" not in job["spec"]
+
+
+def test_task_job_has_access_settings_of_profile_but_no_devices(build: type[Builders]) -> None:
+    container: Body = {
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "resources": {"limits": {"rdma/hca": "1"}},
+        "addCapabilities": ["IPC_LOCK"],
+    }
+    pod_spec = {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "h100"}}
+    fields = {"podLabels": {"cost": "7"}, "caConfigMapRef": {"name": "proxy-ca"}, "sharedMemory": "8Gi"}
+    profile = Profile.model_validate({**fields, "podSpec": pod_spec, "container": container})
+    finetunejob = FineTuneJob.model_validate(build.finetunejob(spec={}))
+    job = build_clean_job(finetunejob, Settings(), chosen_profile=ChosenProfile("h100", profile))
+    template = job["spec"]["template"]
+    (task,) = template["spec"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in task["env"]}
+    assert environment["HTTPS_PROXY"] == "http://proxy:3128"
+    assert environment["AWS_CA_BUNDLE"] in {f"{mount['mountPath']}/ca.crt" for mount in task["volumeMounts"]}
+    assert template["metadata"]["labels"]["cost"] == "7"
+    assert task["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert "rdma/hca" not in task["resources"]["limits"]
+    assert not {"runtimeClassName", "nodeSelector"} & template["spec"].keys()
 
 
 def test_task_job_labels_match_no_selector_of_trainers_or_queues(build: type[Builders]) -> None:

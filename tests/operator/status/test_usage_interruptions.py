@@ -117,7 +117,7 @@ def test_interruptions_no_progress_message_names_reached_limit(build: type[Build
         "3 consecutive attempts were interrupted before a new checkpoint was saved."
         in reported.status.conditions[0].message
     )
-    for start in range(MAX_UNREPORTED + 1):
+    for start in range(1, MAX_UNREPORTED + 2):
         unreported.observe(start, unreported.running_pod(start))
     message = unreported.status.conditions[0].message
     assert "pods of 30 attempts disappeared" in message

@@ -60,7 +60,14 @@ def _drop_observation_times(status: Status) -> Status:
         {key: value for key, value in condition.items() if key not in condition_times}
         for condition in status["conditions"]
     ]
-    status_times = {"accountedTime", "completionTime", "activeSeconds", "gpuSeconds", "progress"}
+    status_times = {
+        "accountedTime",
+        "lastAttemptCreationTime",
+        "completionTime",
+        "activeSeconds",
+        "gpuSeconds",
+        "progress",
+    }
     return {**{key: value for key, value in status.items() if key not in status_times}, "conditions": conditions}
 
 

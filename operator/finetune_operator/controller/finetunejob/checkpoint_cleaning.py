@@ -7,13 +7,13 @@ an owner is the record that something is to be cleaned: the operator stores noth
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 
 from pydantic import ValidationError
 
 from finetune_operator.api import EventReason, FineTuneJob, FineTuneJobStatus
 from finetune_operator.api.objects import Body, ObjectKey
+from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.request import TIME_FORMAT, ReconcileRequest
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import DeletedRun, FineTuneJobCache, get_finetunejob_key
@@ -26,6 +26,7 @@ from finetune_operator.observed.cleaning import (
 )
 from finetune_operator.observed.objects import find_true_condition, is_finished
 from finetune_operator.observed.task import read_task_outcome
+from finetune_operator.policy.profiles import ChosenProfile, Profiles
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources.task_job import build_clean_job
 from finetune_operator.settings import Settings
@@ -44,12 +45,12 @@ class CheckpointCleaner:
     """Creates the Jobs that clean, and records their results."""
 
     def __init__(
-        self, cache: FineTuneJobCache, client: KubeClient, settings: Settings, now: Callable[[], datetime]
+        self, cache: FineTuneJobCache, client: KubeClient, settings: Settings, profile_store: ProfileStore
     ) -> None:
         self._cache = cache
         self._client = client
         self._settings = settings
-        self._now = now
+        self._profile_store = profile_store
 
     async def clean_ended_run(self, request: ReconcileRequest, status: FineTuneJobStatus) -> float | None:
         """Clean a failed or cancelled run whose retention has passed. Return the seconds until the next reconcile."""
@@ -78,7 +79,7 @@ class CheckpointCleaner:
             self._cache.finetunejobs.forget_deleted_run(run)
 
     async def _record_deleted_run(self, run: DeletedRun) -> None:
-        due_time = self._now() + timedelta(seconds=self._settings.checkpoint_retention_seconds)
+        due_time = self._client.now() + timedelta(seconds=self._settings.checkpoint_retention_seconds)
         job = self._build_job(run.body, due_time.astimezone(UTC).strftime(TIME_FORMAT))
         uri = get_expanded_output_uri(run.body)
         if isinstance(job, str):
@@ -98,8 +99,9 @@ class CheckpointCleaner:
         """Return the Job, or why this version or the bounds of the installation do not allow one."""
         try:
             finetunejob = FineTuneJob.model_validate({**body, "status": None})
-            violations = find_violations(finetunejob, self._settings)
-            job = build_clean_job(finetunejob, self._settings, not_before)
+            profiles = self._profile_store.read()
+            violations = find_violations(finetunejob, self._settings, profiles)
+            job = build_clean_job(finetunejob, self._settings, not_before, _choose_profile(finetunejob, profiles))
         except ValidationError as error:
             return f"the spec is not valid for this version of the operator: {error.error_count()} problems"
         # Its compute, or the bounds, may have changed since the Job of its trainer was created.
@@ -139,3 +141,11 @@ class CheckpointCleaner:
             await self._client.create_event(events.build_cleaning_event(request.meta, reason, message, request.now))
         except (ApiError, *CONNECTION_ERRORS) as error:  # it only informs
             log.warning("could not record the Event: %s: %s", type(error).__name__, error)
+
+
+def _choose_profile(finetunejob: FineTuneJob, profiles: Profiles) -> ChosenProfile | None:
+    """Return the profile of the run, or None if it has none or if it does not exist any more."""
+    try:
+        return profiles.choose(finetunejob.spec.compute.profile, finetunejob.metadata.namespace)
+    except KeyError:
+        return None

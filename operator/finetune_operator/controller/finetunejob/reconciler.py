@@ -56,7 +56,7 @@ class FineTuneJobReconciler:
         self._observer = Observer(cache, client)
         self._job_control = JobControl(cache, client, settings)
         self._ownership = OwnershipGuard(cache, client, settings.installation_id)
-        self._cleaner = CheckpointCleaner(cache, client, settings, now)
+        self._cleaner = CheckpointCleaner(cache, client, settings, profile_store)
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile once. Return the seconds until the next reconcile, or None if only events need one."""
