@@ -8,7 +8,7 @@ from local_cluster.cluster import Cluster
 from local_cluster.console import echo, log_step
 from local_cluster.errors import UserError
 from local_cluster.follow import follow_job
-from local_cluster.images import OPERATOR, TASK, TRAINER
+from local_cluster.images import OPERATOR, TASK, TRAINER, Image
 from local_cluster.objects import S3Objects
 
 CLUSTER = "demo"
@@ -62,7 +62,11 @@ def _upload_inputs(objects: S3Objects) -> None:
 
 def _install_operator(cluster: Cluster, *, restart: bool) -> None:
     chart = str(paths.REPOSITORY / "charts" / "finetune-operator")
-    values = [f"image={OPERATOR.reference}", f"trainer.image={TRAINER.reference}", f"task.image={TASK.reference}"]
+    values = [
+        *_build_image_values("image", OPERATOR),
+        *_build_image_values("trainer.image", TRAINER),
+        *_build_image_values("task.image", TASK),
+    ]
     set_arguments = [word for value in values for word in ("--set-string", value)]
     is_new_release = not _resource_exists(cluster, "deployment", RELEASE, NAMESPACE)
     cluster.helm("upgrade", "--install", RELEASE, chart, "--namespace", NAMESPACE, "--create-namespace", *set_arguments)
@@ -75,6 +79,12 @@ def _install_operator(cluster: Cluster, *, restart: bool) -> None:
         last_log_line = cluster.kubectl("logs", "--tail=1", *deployment_arguments).strip() or "its log is empty"
         hint = f"export KUBECONFIG={cluster.kubeconfig}; kubectl -n {NAMESPACE} describe pods"
         raise UserError(f"the operator is not ready after 120 s: {last_log_line} (for details: {hint})") from None
+
+
+def _build_image_values(value: str, image: Image) -> list[str]:
+    """Return the values of the chart for an image without a registry: its parts, as the chart has them."""
+    repository, _, tag = image.reference.partition(":")
+    return [f"{value}.repository={repository}", f"{value}.tag={tag}"]
 
 
 def _resource_exists(cluster: Cluster, kind: str, name: str, namespace: str) -> bool:

@@ -122,9 +122,9 @@ def operator(cluster: "Cluster", crd: Manifest) -> str:
     cluster.load_images()
     images = import_local_cluster("images")
     values = {
-        "image": images.OPERATOR.reference,
-        "trainer.image": images.TRAINER.reference,
-        "task.image": images.TASK.reference,
+        **_build_image_values("image", images.OPERATOR.reference),
+        **_build_image_values("trainer.image", images.TRAINER.reference),
+        **_build_image_values("task.image", images.TASK.reference),
         "settings.progressInterval": "1",
         "settings.logLevel": "debug",
     }
@@ -139,3 +139,8 @@ def operator(cluster: "Cluster", crd: Manifest) -> str:
     cluster.kubectl(*namespace_flags, "rollout", "restart", f"deployment/{OPERATOR}")
     cluster.kubectl(*namespace_flags, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=180s")
     return OPERATOR
+
+
+def _build_image_values(value: str, reference: str) -> dict[str, str]:
+    repository, _, tag = reference.partition(":")
+    return {f"{value}.repository": repository, f"{value}.tag": tag}

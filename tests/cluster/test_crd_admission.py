@@ -128,15 +128,17 @@ def test_api_server_compute_changes_only_after_suspension(
 ) -> None:
     suspending, stopped = suspended
     change = {"spec": COMPUTE_CHANGES[case]}
-    too_late = {"spec": {**COMPUTE_CHANGES[case], "suspend": False}}
+    change_with = {suspend: {"spec": {**COMPUTE_CHANGES[case], "suspend": suspend}} for suspend in (True, False)}
     rejections = [
         capture_rejection(lambda: jobs.dry_run_patch(stored, change)),
+        capture_rejection(lambda: jobs.dry_run_patch(stored, change_with[True])),
         # Suspension is requested, but not yet reported.
         capture_rejection(lambda: jobs.dry_run_patch(suspending, change)),
-        capture_rejection(lambda: jobs.dry_run_patch(stopped, too_late)),
+        capture_rejection(lambda: jobs.dry_run_patch(suspending, change_with[False])),
     ]
     assert all("compute can change only while suspended" in message for message in rejections)
     assert jobs.dry_run_patch(stopped, change)["metadata"]["generation"] == 2
+    assert jobs.dry_run_patch(stopped, change_with[False])["metadata"]["generation"] == 2  # resumes, too
 
 
 def test_api_server_status_in_main_resource_is_ignored(jobs: AdmissionClient, stored: str) -> None:

@@ -78,7 +78,8 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     tokenizer = loading.load_tokenizer(files.model_dir, config.model)
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
-    sizes = measure_sizes(config, meta_model, files.model_dir)
+    # The first one has quantized layers now, whose weights DoRA would read.
+    sizes = measure_sizes(config, build_meta_model(model_config), files.model_dir)
     if not can_write_date(tokenizer):
         return CheckedModel(tokenizer, max_positions, sizes)
     log.info("the chat template can write the current date: rows and prompts then have %s", template_date)

@@ -43,7 +43,9 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "profile in upper case": ({"spec.compute.profile": "H100"}, "spec.compute.profile", "should match"),
     "profile in another folder": ({"spec.compute.profile": "../admin"}, "spec.compute.profile", "should match"),
     "empty profile": ({"spec.compute.profile": ""}, "spec.compute.profile", "should be at least 1 chars long"),
-    "profile in the manifest": ({"spec.compute.profile": {"enforce": True}}, "spec.compute.profile", "of type string"),
+    "profile in the manifest": (
+        {"spec.compute.profile": {"enforce": True}}, "spec.compute.profile.enforce", "unknown field",
+    ),
     "long profile": ({"spec.compute.profile": "a" * 254}, "spec.compute.profile", "Too long"),
     "image with a space": ({"spec.compute.image": "a b"}, "spec.compute.image", "should match"),
     "image with an option": ({"spec.compute.image": "--privileged"}, "spec.compute.image", "should match"),
