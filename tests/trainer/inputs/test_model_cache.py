@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
@@ -245,6 +248,28 @@ def test_model_cache_list_shows_size_and_last_use(cached_model: CachedModel) -> 
     assert summary.startswith("2 entries, 64")
     assert cached_model.fill().entry == report.entry
     assert time.time() - record.stat().st_mtime < 60  # the last use is recorded
+
+
+def test_model_cache_list_beside_pods_that_fill_and_remove_is_complete(cached_model: CachedModel) -> None:
+    cached_model.fill()
+    finished, root = Event(), cached_model.entry.folder.parent
+
+    def fill_and_remove() -> None:
+        for number in count():
+            if finished.is_set():
+                return
+            for name in "abcd":
+                (root / f".{number}" / "model" / name).mkdir(parents=True)
+            shutil.rmtree(root / f".{number}")
+
+    with ThreadPoolExecutor(1) as pool:
+        pods = pool.submit(fill_and_remove)
+        try:
+            lists = [listing.list_entries(cached_model.cache_dir) for _ in range(60)]
+        finally:
+            finished.set()
+    pods.result()
+    assert all(entries[0].folder == cached_model.entry.folder for entries in lists)
 
 
 def test_model_cache_denied_model_is_not_read_from_it(cached_model: CachedModel, proxy: FaultyProxy) -> None:
