@@ -88,13 +88,12 @@ def _fill_cache() -> int:
     from finetune_trainer.contract import ExitCode
 
     outcome = _run_to_outcome(model_cache.fill_for_pod)
-    if outcome.reason.exit_code is ExitCode.PREEMPTED:
-        return ExitCode.PREEMPTED
-    if outcome.reason.exit_code is not ExitCode.OK:
+    is_stopped = outcome.reason.exit_code is ExitCode.PREEMPTED
+    if outcome.reason.exit_code is not ExitCode.OK and not is_stopped:
         _run_to_outcome(lambda: model_cache.report_miss(outcome))
         outcome = outcome.model_copy(update={"message": f"the model cache is not used: {outcome.message}"})
     print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
-    return ExitCode.OK
+    return ExitCode.PREEMPTED if is_stopped else ExitCode.OK
 
 
 def _run_training(args: argparse.Namespace) -> int:
