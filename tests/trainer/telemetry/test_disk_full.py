@@ -84,7 +84,10 @@ def test_writer_on_full_disk_is_disk_full(disk: Path, write: Callable[[Path], No
         path.unlink()
     outcome = describe_failure(caught.value)
     assert outcome.reason is Reason.DISK_FULL, repr(caught.value)
-    assert "no space left on device; set compute.scratch.size to a larger size" in outcome.message
+    assert (
+        "no space left on device; set compute.scratch.size to a larger size, or use nodes with a larger disk"
+        in outcome.message
+    )
     assert not is_bug(caught.value)
 
 

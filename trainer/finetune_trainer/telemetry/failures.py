@@ -16,7 +16,10 @@ _DISK_FULL_TEXTS = (
     "unexpected pos ",
     "file write failed",
 )
-_DISK_FULL_ADVICE = "no space left on device; set compute.scratch.size to a larger size"
+_DISK_FULL_ADVICE = (
+    "no space left on device; set compute.scratch.size to a larger size, or use nodes with a larger disk if other pods "
+    "fill it"
+)
 
 
 def describe_failure(error: BaseException) -> Outcome:
