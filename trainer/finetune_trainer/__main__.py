@@ -32,6 +32,7 @@ _QUIET_ENV = {
 }
 _STOPPED_EXIT_CODE = 143
 _BUG_LOGGER = "finetune_trainer.bugs"
+_RESUME_HINT = "; the next attempt resumes from the latest checkpoint, if there is one"
 
 
 class StopSignalReceived(BaseException):
@@ -87,13 +88,12 @@ def _fill_cache() -> int:
     from finetune_trainer.contract import ExitCode
 
     outcome = _run_to_outcome(model_cache.fill_for_pod)
-    if outcome.reason.exit_code is ExitCode.PREEMPTED:
-        return ExitCode.PREEMPTED
-    if outcome.reason.exit_code is not ExitCode.OK:
+    is_stopped = outcome.reason.exit_code is ExitCode.PREEMPTED
+    if outcome.reason.exit_code is not ExitCode.OK and not is_stopped:
         _run_to_outcome(lambda: model_cache.report_miss(outcome))
         outcome = outcome.model_copy(update={"message": f"the model cache is not used: {outcome.message}"})
     print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
-    return ExitCode.OK
+    return ExitCode.PREEMPTED if is_stopped else ExitCode.OK
 
 
 def _run_training(args: argparse.Namespace) -> int:
@@ -104,7 +104,7 @@ def _run_training(args: argparse.Namespace) -> int:
 
     topology.set_parent_death_signal()
     recorder = termination_message.OutcomeRecorder(ProgressReporter())
-    final_outcome = recorder.complete(_run_to_outcome(lambda: _train(args, recorder)))
+    final_outcome = recorder.complete(_run_to_outcome(lambda: _train(args, recorder), _RESUME_HINT))
     termination_message.write_outcome(final_outcome)
     if final_outcome.log_uri:
         print(f"{_rank_prefix()}log: {final_outcome.log_uri}")
@@ -202,17 +202,16 @@ def _print_deletions(args: argparse.Namespace) -> Outcome:
     return termination_message.build_outcome(Reason.COMPLETED, "cleaned")
 
 
-def _run_to_outcome(action: Callable[[], _OutcomeT]) -> _OutcomeT | Outcome:
-    """Call `action` and turn any exception into an outcome. Only a bug logs its traceback."""
+def _run_to_outcome(action: Callable[[], _OutcomeT], stop_hint: str = "") -> _OutcomeT | Outcome:
+    """Call `action` and turn any exception into an outcome. Only a bug logs its traceback. `stop_hint` says what
+    follows a stop signal."""
     from finetune_trainer.contract import Reason
     from finetune_trainer.telemetry import failures, termination_message
 
     try:
         return action()
     except StopSignalReceived as error:
-        return termination_message.build_outcome(
-            Reason.PREEMPTED, f"stopped by {error}; the next attempt resumes from the latest checkpoint"
-        )
+        return termination_message.build_outcome(Reason.PREEMPTED, f"stopped by {error}{stop_hint}")
     except Exception as error:
         if failures.is_bug(error):
             logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")

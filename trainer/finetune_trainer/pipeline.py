@@ -7,7 +7,6 @@ while the inputs are downloaded.
 from __future__ import annotations
 
 import logging
-import os
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import date
@@ -21,19 +20,19 @@ from finetune_trainer.checkpoints.manager import CheckpointManager, create_check
 from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.config.template_date import get_current_date, read_template_date
 from finetune_trainer.context import RunContext
-from finetune_trainer.contract import JOB_ENV, DatasetReport, Outcome, Reason, Stage, TrainerConfig
+from finetune_trainer.contract import Outcome, Reason, Stage, TrainerConfig
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.decisions import explain_few_rows
 from finetune_trainer.inputs import resolve
+from finetune_trainer.inputs.model_cache.cached_source import skip_unused_cache
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.publishing import merge_stage
+from finetune_trainer.publishing.adapter_manifest import build_manifest
 from finetune_trainer.publishing.publish import OutputPrefix
-from finetune_trainer.recipe import RECIPE
-from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
+from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.run_setup import ResolvedRun, open_run
 from finetune_trainer.storage import check_disk_space
-from finetune_trainer.telemetry.progress import current_timestamp
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder, build_outcome
 from finetune_trainer.tracking import run_tracking, tensorboard_files
 from finetune_trainer.training import scratch_needs
@@ -159,6 +158,7 @@ def prepare_inputs(
 
     config, files = context.config, download.result()
     context.recorder.record_model_cache(files.model.cache_result)
+    resolved = skip_unused_cache(resolved, files.model)
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
@@ -224,14 +224,11 @@ def suspend_run(reached: StepReached, store: CheckpointStore, context: RunContex
     """
     if not topology.is_rank_zero():
         return wait_for_rank_zero(context, Reason.STEP_REACHED)
-    from finetune_trainer.evaluation import step_result
+    from finetune_trainer.evaluation.step_result import build_stop_outcome
 
     collectives.release_waiters()
     run_tracking.stop_run(context.tracker)
-    result = step_result.build_step_result(reached.evaluation)
-    outcome = build_outcome(Reason.STEP_REACHED, step_result.describe_stop(reached, result))
-    log_uri = store.build_log_uri(reached.evaluation.step)
-    return outcome.model_copy(update={"step_result": result, "log_uri": log_uri})
+    return build_stop_outcome(reached, store.build_log_uri(reached.evaluation.step))
 
 
 def wait_for_rank_zero(context: RunContext, reason: Reason) -> Outcome:
@@ -319,6 +316,7 @@ def publish_adapter(
     """Upload the exported folder, then remove the checkpoints and finish the tracked run."""
     context.enter_stage(Stage.UPLOADING)
     outcome = output.publish(adapter_dir, report.manifest)
+    context.recorder.record_published(outcome)
     collectives.release_waiters()
     checkpoints.clear()
     tracking_warning = run_tracking.finish_run(context.tracker, report.manifest, outcome)
@@ -372,29 +370,3 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     texts = merge_check.select_check_texts(inputs.dataset, model)
     merge_inputs = merge.MergeInputs(config, model_dir, texts, context.progress.heartbeat)
     return merge.merge_adapter(merge_inputs, model, context.work_dir / "merged")
-
-
-def build_manifest(
-    config: TrainerConfig, files: DownloadedInputs, backend: str, report: DatasetReport, metrics: dict[str, float]
-) -> AdapterManifest:
-    """Build the manifest of a result without its files, which are listed as they are uploaded."""
-    model = ModelRecord(
-        uri=config.model.uri,
-        revision=files.model_revision,
-        files=[InputRecord.from_file(file) for file in files.model.files],
-        license_fields=dict(files.model.license_fields),
-    )
-    return AdapterManifest(
-        created_at=current_timestamp(),
-        job=os.environ.get(JOB_ENV, ""),
-        config_digest=config.digest(),
-        config=config.to_json(),
-        recipe=RECIPE,
-        model=model,
-        inputs=[InputRecord.from_file(file) for file in (*files.files, *files.adapter_files)],
-        backend=backend,
-        dataset=report,
-        metrics=metrics,
-        versions=get_installed_versions(),
-        files=[],
-    )

@@ -57,6 +57,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
     output = OutputPrefix(s3, config)
     published = output.find_published()
     inputs = use_cache(resolve.resolve_inputs(config, s3))
+    resolve.log_inputs(inputs)
     if published:
         output.check_inputs(published, inputs)
     return ResolvedRun(inputs, output, published, suspend_step)

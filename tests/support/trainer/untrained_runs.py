@@ -9,7 +9,8 @@ import pytest
 
 from finetune_trainer.contract import DatasetReport, Outcome, TrainerConfig
 from finetune_trainer.inputs import resolve
-from finetune_trainer.pipeline import build_manifest, run
+from finetune_trainer.pipeline import run
+from finetune_trainer.publishing.adapter_manifest import build_manifest
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.run_setup import resolve_run
 from finetune_trainer.storage import S3

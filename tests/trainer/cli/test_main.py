@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune_trainer.cli.app import build_parser
-from finetune_trainer.contract import CONFIG_ENV, OUTCOME_PATH_ENV, SCRATCH_ENV, Outcome, Reason, Stage, TrainerConfig
+from finetune_trainer.contract import (
+    CONFIG_ENV,
+    OUTCOME_PATH_ENV,
+    SCRATCH_ENV,
+    TASK_CONFIG_ENV,
+    Outcome,
+    Reason,
+    Stage,
+    TaskOutcome,
+    TrainerConfig,
+)
 from finetune_trainer.telemetry import http_server
 
 if TYPE_CHECKING:
@@ -65,7 +76,12 @@ def read_outcome(tmp_path: Path) -> Outcome:
     return Outcome.model_validate_json((tmp_path / "outcome").read_bytes())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["generate", "--help"]])
+HELP_COMMANDS = [
+    [], ["run"], ["plan"], ["generate"], ["cache"], ["cache", "fill"], ["cache", "list"], ["clean"], ["task"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [[*command, "--help"] for command in HELP_COMMANDS], ids=" ".join)
 def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
     line = [sys.executable, "-X", "importtime", "-m", "finetune_trainer", *arguments]
     before = os.times().children_user
@@ -84,6 +100,23 @@ def test_help_is_fast_without_heavy_imports(arguments: list[str]) -> None:
         "ruamel.yaml",
         "cel",
     }
+
+
+@pytest.mark.parametrize("command", HELP_COMMANDS, ids=" ".join)
+def test_help_says_what_the_command_does(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*command, "--help"])
+    description = capsys.readouterr().out.split("\n\n")[1]
+    assert re.fullmatch(r"[A-Z].*\.", description.replace("\n", " ")), description
+
+
+@pytest.mark.parametrize("step", ["0", "-1", "x", "", "1.5"])
+def test_run_step_to_stop_at_is_checked(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "job.yaml", f"--suspend-at-step={step}"])
+    assert (
+        f"--suspend-at-step: must be an optimizer step, an integer from 1 on, not '{step}'" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("count", ["-1", "x", "1001"])
@@ -177,6 +210,26 @@ def test_run_stopped_while_store_is_silent_is_preempted(
         connection, _ = listener.accept()
         assert_stopped(process, number, tmp_path)
         connection.close()
+
+
+def test_task_stopped_promises_no_checkpoint(
+    credentials: Callable[..., Path],
+    tmp_path: Path,
+    silent: tuple[str, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint, listener = silent
+    credentials("id", "secret-canary")
+    task = {"storage": {"endpoint": endpoint}, "clean": {"outputURI": "s3://results/x", "minAgeSeconds": 1}}
+    monkeypatch.setenv(TASK_CONFIG_ENV, json.dumps(task))
+    monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "outcome"))
+    with start_trainer("task") as process:
+        connection, _ = listener.accept()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        connection.close()
+    outcome = TaskOutcome.model_validate_json((tmp_path / "outcome").read_bytes())
+    assert (process.returncode, outcome.reason, outcome.message) == (143, Reason.PREEMPTED, "stopped by SIGTERM")
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])

@@ -110,8 +110,9 @@ def test_cache_fill_stopped_pod_leaves_no_entry(
     with start_pod() as process:
         proxy.stall_started.wait()
         process.send_signal(sent)
-        process.communicate(timeout=5)
+        log, _ = process.communicate(timeout=5)
     assert process.returncode == status
+    assert ("Preempted: stopped by SIGTERM" in log.splitlines()) == (sent is signal.SIGTERM)
     assert cached_model.entry.digest not in cached_model.list_cache()
     assert locking.get_lock_path(cached_model.entry).is_dir() == (sent is signal.SIGKILL)
     proxy.stalled_key = "\0"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
 from tests.support.trainer.model_cache import MODEL, CachedModel, cached_model, mount, read_folder
+from tests.support.trainer.untrained_runs import build_config
 
 from finetune_trainer.contract import CacheResult, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs.model_cache import entries, filling, listing, locking
+from finetune_trainer.inputs.model_cache import cached_source, entries, filling, listing, locking
+from finetune_trainer.inputs.resolve import resolve_inputs
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -110,6 +115,19 @@ def test_model_cache_damage_after_the_init_container_is_a_miss(cached_model: Cac
     cached_model.fill()
     _flip_bit(cached_model.entry.model_dir / "model-1.safetensors")
     assert cached_model.fetch().cache_result is CacheResult.MISS
+
+
+def test_model_cache_damaged_entry_counts_as_weights_to_download(
+    cached_model: CachedModel, s3: S3Server, tmp_path: Path
+) -> None:
+    s3.put("s3://data/rows/a.jsonl", b"{}")
+    config = build_config(s3, f"s3://results/{tmp_path.name}", model={"uri": cached_model.uri})
+    cached_model.fill()
+    inputs = cached_source.use_cache(resolve_inputs(config, cached_model.s3))
+    assert inputs.model.size == 0
+    assert cached_source.skip_unused_cache(inputs, cached_model.fetch()) is inputs
+    _flip_bit(cached_model.entry.model_dir / "model-1.safetensors")
+    assert cached_source.skip_unused_cache(inputs, cached_model.fetch()).model.size == cached_model.source.size
 
 
 def test_model_cache_verified_by_init_container_is_not_read_again(
@@ -230,6 +248,28 @@ def test_model_cache_list_shows_size_and_last_use(cached_model: CachedModel) -> 
     assert summary.startswith("2 entries, 64")
     assert cached_model.fill().entry == report.entry
     assert time.time() - record.stat().st_mtime < 60  # the last use is recorded
+
+
+def test_model_cache_list_beside_pods_that_fill_and_remove_is_complete(cached_model: CachedModel) -> None:
+    cached_model.fill()
+    finished, root = Event(), cached_model.entry.folder.parent
+
+    def fill_and_remove() -> None:
+        for number in count():
+            if finished.is_set():
+                return
+            for name in "abcd":
+                (root / f".{number}" / "model" / name).mkdir(parents=True)
+            shutil.rmtree(root / f".{number}")
+
+    with ThreadPoolExecutor(1) as pool:
+        pods = pool.submit(fill_and_remove)
+        try:
+            lists = [listing.list_entries(cached_model.cache_dir) for _ in range(60)]
+        finally:
+            finished.set()
+    pods.result()
+    assert all(entries[0].folder == cached_model.entry.folder for entries in lists)
 
 
 def test_model_cache_denied_model_is_not_read_from_it(cached_model: CachedModel, proxy: FaultyProxy) -> None:

@@ -64,3 +64,9 @@ def test_model_cache_holds_no_model_of_a_volume(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     source = base_model.resolve_model(ModelSource(uri=f"file://{tmp_path}"), S3(Storage()))
     assert cached_source.get_cacheable(source) is None
+
+
+def test_model_cache_holds_no_model_whose_sizes_the_hub_does_not_list(hub_model: CachedModel) -> None:
+    snapshot = hub.resolve_snapshot("hf://org/model", "main")
+    mirror = replace(snapshot, sizes=dict.fromkeys(snapshot.sizes, 0))
+    assert cached_source.get_cacheable(base_model.HubModelSource(mirror)) is None, "each pod would download it twice"

@@ -54,4 +54,7 @@ def test_run_with_model_cache_equals_run_without(
     results = [run.outcome.model_cache for run in (plain, missed, hit)]
     assert results == [None, CacheResult.MISS, CacheResult.HIT]
     assert "the base model is read from" in hit.log
+    assert "to download, and no weights" in hit.log
+    assert " of weights" in missed.log
+    assert " of weights" not in hit.log
     assert read_record(plain) == read_record(missed) == read_record(hit)

@@ -109,6 +109,7 @@ def test_suspended_run_publishes_nothing_and_keeps_its_answer(
     assert progress
     assert (progress.step, progress.last_checkpoint_step, progress.percentage) == (5, 5, 100 * 5 // STEPS)
     log = s3.get(run.outcome.log_uri or "").decode()
+    assert "the training stops at step 5 of 8" in log
     assert "step 5/8" in log
     folders = {
         key.removeprefix(f"{run.output}/".partition("//")[2].partition("/")[2]) for key in s3.list_keys(run.output)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
 from tests.trainer.tasks.test_clean import OLD, TIMING, WEEK, list_keys, output, put_checkpoints
 
 from finetune_trainer.cli import app, clean
@@ -72,7 +73,17 @@ def test_task_before_its_time_deletes_nothing(s3: S3Server, output: Location, mo
         assert report.objects == expected_count
 
 
-@pytest.mark.parametrize("config", ["", "{}", '{"clean": {"outputURI": "s3://b/x", "minAgeSeconds": -1}}', "no JSON"])
+INVALID_CONFIGS = [
+    "",
+    "{}",
+    '{"clean": {"outputURI": "s3://b/x", "minAgeSeconds": -1}}',
+    "no JSON",
+    '{"clean": {"outputURI": "s3://b/x", "minAgeSeconds": 1, "notBefore": "tomorrow"}}',
+    '{"clean": {"outputURI": "s3://b/x", "minAgeSeconds": 1, "notBefore": "2026-01-01T00:00:00"}}',
+]
+
+
+@pytest.mark.parametrize("config", INVALID_CONFIGS)
 def test_task_invalid_config_is_reported(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TASK_CONFIG_ENV, config)
     with pytest.raises(TrainerError, match=TASK_CONFIG_ENV) as raised:
@@ -109,6 +120,21 @@ def test_clean_command_skips_the_output_of_an_active_run(
     lock.release()
     assert first.startswith(f"{output}a/: skipped, a run is active: ")
     assert second.startswith(f"{output}b/: deleted 5 objects")
+
+
+@pytest.mark.s3
+def test_clean_command_goes_on_after_an_output_that_fails(s3: S3Server, output: Location, proxy: FaultyProxy) -> None:
+    for name in ("a/", "b/"):
+        put_checkpoints(s3, output.child(name), OLD, 2 * WEEK, 10)
+    proxy.faults.append(Fault("403", "PUT", "/a/.claim.json"))
+    arguments = ["clean", str(output), "--older-than", "7d", "--endpoint", s3.endpoint]
+    lines: list[str] = []
+    with pytest.raises(TrainerError, match="1 of 2 outputs failed; the first: ") as raised:
+        lines.extend(clean.clean_prefix(app.build_parser().parse_args(arguments)))
+    assert raised.value.reason is Reason.ACCESS_DENIED
+    failed, cleaned, _ = lines
+    assert failed.startswith(f"{output}a/: failed: ")
+    assert cleaned.startswith(f"{output}b/: deleted 5 objects")
 
 
 @pytest.mark.parametrize(

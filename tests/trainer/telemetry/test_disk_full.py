@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,5 +84,16 @@ def test_writer_on_full_disk_is_disk_full(disk: Path, write: Callable[[Path], No
         path.unlink()
     outcome = describe_failure(caught.value)
     assert outcome.reason is Reason.DISK_FULL, repr(caught.value)
-    assert "no space left on device; set compute.scratch.size to a larger size" in outcome.message
+    assert (
+        "no space left on device; set compute.scratch.size to a larger size, or use nodes with a larger disk"
+        in outcome.message
+    )
     assert not is_bug(caught.value)
+
+
+def test_full_disk_that_is_not_scratch_keeps_its_message() -> None:
+    message = "/model-cache/v1: No space left on device"
+    error = TrainerError(Reason.DISK_FULL, message)
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    outcome = describe_failure(error)
+    assert (outcome.reason, outcome.message) == (Reason.DISK_FULL, message)

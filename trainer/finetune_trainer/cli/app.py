@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_trainer.config.suspend_step import STEP_PATTERN
 from finetune_trainer.contract import SCRATCH_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
 
@@ -23,14 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(prog="finetune-trainer", description="Fine-tunes a language model with LoRA.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run_arguments(subparsers.add_parser("run", help="train and publish the adapter"))
-    _add_plan_arguments(subparsers.add_parser("plan", help="show what a run would do and need, without training"))
-    _add_generate_arguments(
-        subparsers.add_parser("generate", help="generate completions with the base model and with the adapter")
-    )
-    _add_cache_arguments(subparsers.add_parser("cache", help="fill or list a cache of base models"))
-    _add_clean_arguments(subparsers.add_parser("clean", help="delete old checkpoints of ended runs below a prefix"))
-    subparsers.add_parser("task", help="run the task of a task pod, which the operator starts")
+    for name, summary, add_arguments in _COMMANDS:
+        add_arguments(subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
     return parser
 
 
@@ -68,7 +63,10 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "manifest", nargs="?", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML; absent: $FINETUNE_CONFIG"
     )
     parser.add_argument(
-        "--suspend-at-step", metavar="N", help="evaluate, save a checkpoint and stop after N optimizer steps"
+        "--suspend-at-step",
+        type=_parse_step,
+        metavar="N",
+        help="evaluate, save a checkpoint and stop after N optimizer steps; a run without it continues from there",
     )
     _add_work_dir_argument(parser)
 
@@ -87,6 +85,12 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="also print the first N rows as rendered, with the supervised tokens marked",
     )
     _add_work_dir_argument(parser)
+
+
+def _parse_step(text: str) -> str:
+    if not re.fullmatch(STEP_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"must be an optimizer step, an integer from 1 on, not {text!r}")
+    return text
 
 
 def _parse_row_count(text: str) -> int:
@@ -114,8 +118,11 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("fill", help="fill $FINETUNE_MODEL_CACHE_DIR with the base model of $FINETUNE_CONFIG")
-    list_parser = actions.add_parser("list", help="list models, sizes and times of the last use")
+    fill_help = "fill $FINETUNE_MODEL_CACHE_DIR with the base model of $FINETUNE_CONFIG"
+    fill_note = " If that fails, the exit code is 0 all the same: the trainer then downloads the model."
+    actions.add_parser("fill", help=fill_help, description=f"F{fill_help[1:]}.{fill_note}")
+    list_help = "list models, sizes and times of the last use"
+    list_parser = actions.add_parser("list", help=list_help, description=f"L{list_help[1:]}.")
     list_parser.add_argument("directory", type=Path, metavar="DIR", help="root of the cache")
 
 
@@ -146,3 +153,17 @@ def _add_work_dir_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="scratch space; absent: $FINETUNE_SCRATCH or the current folder"
     )
+
+
+def _add_no_arguments(_: argparse.ArgumentParser) -> None:
+    """The command reads its environment."""
+
+
+_COMMANDS = (
+    ("run", "train and publish the adapter", _add_run_arguments),
+    ("plan", "show what a run would do and need, without training", _add_plan_arguments),
+    ("generate", "generate completions with the base model and with the adapter", _add_generate_arguments),
+    ("cache", "fill or list a cache of base models", _add_cache_arguments),
+    ("clean", "delete old checkpoints of ended runs below a prefix", _add_clean_arguments),
+    ("task", "run the task of a task pod, which the operator describes in $FINETUNE_TASK", _add_no_arguments),
+)

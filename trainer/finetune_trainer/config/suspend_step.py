@@ -8,7 +8,7 @@ import re
 from finetune_trainer.contract import SUSPEND_AT_STEP_ENV, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 
-_STEP_PATTERN = re.compile(r"[1-9][0-9]{0,9}")
+STEP_PATTERN = re.compile(r"[1-9][0-9]{0,9}")
 
 
 def read_suspend_step(config: TrainerConfig) -> int | None:
@@ -19,7 +19,7 @@ def read_suspend_step(config: TrainerConfig) -> int | None:
     text = os.environ.get(SUSPEND_AT_STEP_ENV)
     if not text:
         return None
-    if not _STEP_PATTERN.fullmatch(text):
+    if not STEP_PATTERN.fullmatch(text):
         message = f"{SUSPEND_AT_STEP_ENV} must be an optimizer step, an integer from 1 on, but is {text[:80]!r}"
         raise TrainerError(Reason.CONFIG_INVALID, message)
     if config.training.cross_validation:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from finetune_trainer.contract import StepResult
+from finetune_trainer.contract import Outcome, Reason, StepResult
 from finetune_trainer.evaluation.intervals import estimate_weighted_mean
 from finetune_trainer.formatting import format_number
+from finetune_trainer.telemetry.termination_message import build_outcome
 from finetune_trainer.training.step_stop import StepEvaluation, StepReached
+
+
+def build_stop_outcome(reached: StepReached, log_uri: str) -> Outcome:
+    """Return the outcome of a run that is at the step to stop at."""
+    result = build_step_result(reached.evaluation)
+    outcome = build_outcome(Reason.STEP_REACHED, describe_stop(reached, result))
+    return outcome.model_copy(update={"step_result": result, "log_uri": log_uri})
 
 
 def build_step_result(evaluation: StepEvaluation) -> StepResult | None:

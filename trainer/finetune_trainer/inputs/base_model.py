@@ -351,6 +351,11 @@ class VolumeModelSource:
         return _compute_digest((name, hash_file(self.folder / name)) for name in _list_files(self.folder))
 
 
+def lists_all_weights(snapshot: HubSnapshot) -> bool:
+    """Return whether the hub lists the sizes of all weights. Some mirrors do not."""
+    return all(size for name, size in snapshot.sizes.items() if is_weights_file(name))
+
+
 def _resolve_claim_folder(uri: str) -> Path:
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     root = os.environ.get(CLAIMS_DIR_ENV)

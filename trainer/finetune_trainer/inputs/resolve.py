@@ -20,7 +20,15 @@ from finetune_trainer.inputs.data_sources import DataListing
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
 from finetune_trainer.storage import S3, InputFile, check_disk_space
 
-__all__ = ["DownloadedInputs", "InputFile", "ResolvedInputs", "fetch_weights", "resolve_inputs", "start_download"]
+__all__ = [
+    "DownloadedInputs",
+    "InputFile",
+    "ResolvedInputs",
+    "fetch_weights",
+    "log_inputs",
+    "resolve_inputs",
+    "start_download",
+]
 
 log = logging.getLogger(__name__)
 _LOG_INTERVAL_SECONDS = 10
@@ -144,12 +152,16 @@ def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
         baseline.name: base_model.resolve_adapter(baseline.adapter_uri, f"evaluation.baselines[{index}].adapterURI", s3)
         for index, baseline in enumerate(config.evaluation.baselines)
     }
-    resolved = ResolvedInputs(s3, config, model, data, adapter, baselines)
-    count = sum(len(listing.selection.names) for listing in data)
-    sizes = [format_bytes(size) for size in (resolved.size_without_weights, model.size - model.settings_size)]
-    files = pluralize(count, "data file")
-    log.info("inputs: %s and %s; %s to download, and then %s of weights", files, config.model.uri, *sizes)
-    return resolved
+    return ResolvedInputs(s3, config, model, data, adapter, baselines)
+
+
+def log_inputs(resolved: ResolvedInputs) -> None:
+    """Log how much is to be downloaded."""
+    files = pluralize(sum(len(listing.selection.names) for listing in resolved.data), "data file")
+    weights_bytes = resolved.model.size - resolved.model.settings_size
+    weights = f"and then {format_bytes(weights_bytes)} of weights" if weights_bytes else "and no weights"
+    size, uri = format_bytes(resolved.size_without_weights), resolved.config.model.uri
+    log.info("inputs: %s and %s; %s to download, %s", files, uri, size, weights)
 
 
 def _list_data_sources(config: TrainerConfig) -> list[DataSource]:
@@ -216,7 +228,9 @@ def fetch_weights(resolved: ResolvedInputs, downloaded: DownloadedInputs) -> Dow
         check_disk_space(downloaded.model_dir, {"weights": size})
     counter = _DownloadProgress(size)
     model = resolved.model.fetch_weights(downloaded.model, counter.add_bytes)
-    log.info("inputs: downloaded %s of weights; model revision %s", counter.format_summary(), model.revision)
+    if size:
+        log.info("inputs: downloaded %s of weights", counter.format_summary())
+    log.info("inputs: the base model is complete; revision %s", model.revision)
     return replace(downloaded, model=model)
 
 

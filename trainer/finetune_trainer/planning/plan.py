@@ -160,7 +160,9 @@ def _check_scratch(plan: Plan, scratch_size: int | None) -> None:
 
 def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
     input_preparation.check_settings(config)
-    return resolve.resolve_inputs(config, S3(config.storage))
+    inputs = resolve.resolve_inputs(config, S3(config.storage))
+    resolve.log_inputs(inputs)
+    return inputs
 
 
 def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_count: int) -> Plan:

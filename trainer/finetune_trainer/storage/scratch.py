@@ -59,21 +59,21 @@ def find_scratch_volume(folder: Path) -> ScratchVolume | None:
 
 def check_disk_space(folder: Path, parts: Mapping[str, int]) -> None:
     """Raise `DISK_FULL` unless the folder has room for the parts, which are sizes in bytes by name."""
-    volume, free_bytes = find_scratch_volume(folder), shutil.disk_usage(folder).free
-    needed_bytes, used_bytes, left_bytes = sum(parts.values()), 0, free_bytes
-    if volume:
-        used_bytes = volume.measure_used()
-        left_bytes = min(free_bytes, max(volume.limit - used_bytes, 0))
-    if needed_bytes > left_bytes:
-        size, advised_size = (
-            f" of {format_bytes(volume.size)}" if volume else "",
-            suggest_size(used_bytes + needed_bytes),
-        )
-        message = (
-            f"the run needs at least {format_bytes(needed_bytes)} ({describe_parts(parts)}), but {folder} has "
-            f"{format_bytes(left_bytes)}{size} left; set compute.scratch.size to {advised_size} or more"
-        )
-        raise TrainerError(Reason.DISK_FULL, message)
+    volume, free_bytes, needed_bytes = find_scratch_volume(folder), shutil.disk_usage(folder).free, sum(parts.values())
+    used_bytes = volume.measure_used() if volume else 0
+    unused_bytes = max(volume.limit - used_bytes, 0) if volume else free_bytes
+    if needed_bytes <= min(free_bytes, unused_bytes):
+        return
+    needed = f"the run needs at least {format_bytes(needed_bytes)} ({describe_parts(parts)})"
+    if volume and needed_bytes > unused_bytes:
+        left = f"{format_bytes(min(free_bytes, unused_bytes))} of {format_bytes(volume.size)} left"
+        advice = f"set compute.scratch.size to {suggest_size(used_bytes + needed_bytes)} or more"
+    elif volume:
+        left = f"{format_bytes(free_bytes)} left, less than the {format_bytes(volume.size)} of compute.scratch.size"
+        advice = "use nodes with a larger disk, or a volume of its own (compute.scratch.storageClassName)"
+    else:
+        left, advice = f"{format_bytes(free_bytes)} left", "free space there, or use a folder on a larger disk"
+    raise TrainerError(Reason.DISK_FULL, f"{needed}, but {volume.folder if volume else folder} has {left}; {advice}")
 
 
 def describe_parts(parts: Mapping[str, int]) -> str:

@@ -62,9 +62,11 @@ def _load_config() -> TaskConfig:
 
 
 def _is_due(s3: S3, output: Location, task: CleanTask) -> bool:
+    message = f"{TASK_CONFIG_ENV}: clean.notBefore: {task.not_before} is not a time in RFC 3339"
     try:
         not_before = datetime.fromisoformat(task.not_before or "")
     except ValueError as error:
-        message = f"{TASK_CONFIG_ENV}: clean.notBefore: {task.not_before} is not a time in RFC 3339"
         raise TrainerError(Reason.CONFIG_INVALID, message) from error
+    if not_before.tzinfo is None:
+        raise TrainerError(Reason.CONFIG_INVALID, message)
     return read_store_time(s3, output) >= not_before

@@ -16,14 +16,20 @@ _DISK_FULL_TEXTS = (
     "unexpected pos ",
     "file write failed",
 )
-_DISK_FULL_ADVICE = "no space left on device; set compute.scratch.size to a larger size"
+_DISK_FULL_ADVICE = (
+    "no space left on device; set compute.scratch.size to a larger size, or use nodes with a larger disk if other pods "
+    "fill it"
+)
 
 
 def describe_failure(error: BaseException) -> Outcome:
     """Return the outcome for an exception. An exception that is none of the expected ones is a bug.
 
-    A full disk is the reason of every error that follows from it.
+    A full disk is the reason of every error that follows from it. A message that names the full volume is kept: it may
+    not be the scratch volume.
     """
+    if isinstance(error, TrainerError) and error.reason is Reason.DISK_FULL:
+        return build_outcome(error.reason, error.message)
     disk_error = next(filter(is_disk_full, _iterate_causes(error)), None)
     if disk_error is not None:
         full_path = (disk_error.filename if isinstance(disk_error, OSError) else None) or "scratch"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.inputs.base_model import HubModelSource, is_weights_file
+from finetune_trainer.inputs.base_model import HubModelSource, lists_all_weights
 from finetune_trainer.inputs.resolve import ResolvedInputs
 from finetune_trainer.modeling.lora import list_adapter_sizes
 
@@ -47,9 +47,7 @@ def list_download_parts(resolved: ResolvedInputs, model_bytes: int) -> dict[str,
     few words 8 times; rows with columns that are not used, or that are rejected, take less.
     """
     model = resolved.model
-    if isinstance(model, HubModelSource) and any(
-        is_weights_file(name) and not size for name, size in model.snapshot.sizes.items()
-    ):
+    if isinstance(model, HubModelSource) and not lists_all_weights(model.snapshot):
         log.info("scratch: the hub does not list the size of all weights, so they are not checked against the volume")
     data_bytes = sum(listing.size for listing in resolved.data)
     adapter_bytes = resolved.size - model.size - data_bytes

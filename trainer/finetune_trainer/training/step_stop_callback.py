@@ -31,6 +31,8 @@ class StepStopCallback(TrainerCallback):  # type: ignore[misc]  # transformers' 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         if self.stop_step > state.max_steps:
             log.info("the training ends at step %d, before step %d to stop at", state.max_steps, self.stop_step)
+        else:
+            log.info("the training stops at step %d of %d (suspendAtStep)", self.stop_step, state.max_steps)
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
         if self.is_reached(state):

@@ -16,6 +16,7 @@ from finetune_trainer.inputs.base_model import (
     FetchedModel,
     HubModelSource,
     S3ModelSource,
+    lists_all_weights,
 )
 from finetune_trainer.inputs.model_cache.entries import CacheDamagedError, CacheEntry
 from finetune_trainer.inputs.model_cache.records import FillReport, VerifiedFile, read_report
@@ -64,7 +65,6 @@ class CachedModelSource:
         """Download the weights, unless the model is that of the cache."""
         if settings.cache_result is not CacheResult.MISS:
             return settings
-        check_disk_space(settings.folder, {"weights": self.source.size - self.source.settings_size})
         return replace(self.source.fetch_weights(settings, on_bytes), cache_result=CacheResult.MISS)
 
     def read_config(self) -> bytes:
@@ -102,8 +102,17 @@ def use_cache(inputs: ResolvedInputs) -> ResolvedInputs:
     return replace(inputs, model=CachedModelSource(source, CacheEntry.locate(Path(cache_dir), source), read_report()))
 
 
+def skip_unused_cache(inputs: ResolvedInputs, model: FetchedModel) -> ResolvedInputs:
+    """Return the inputs with the source of the base model if this run has not read it from the cache: its weights are
+    still to be downloaded."""
+    if isinstance(inputs.model, CachedModelSource) and model.cache_result is CacheResult.MISS:
+        return replace(inputs, model=inputs.model.source)
+    return inputs
+
+
 def get_cacheable(source: BaseModelSource) -> CacheableModelSource | None:
-    """Return the source, or None if a cache cannot hold its model: that of a volume, or objects without an ETag."""
+    """Return the source, or None if a cache cannot hold its model: that of a volume, objects without an ETag, or
+    weights whose sizes the hub does not list."""
     if isinstance(source, S3ModelSource) and all(entry.etag for entry in source.objects):
         return source
-    return source if isinstance(source, HubModelSource) else None
+    return source if isinstance(source, HubModelSource) and lists_all_weights(source.snapshot) else None

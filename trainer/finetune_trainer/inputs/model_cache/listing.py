@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,12 @@ class ListedEntry(NamedTuple):
 
 
 def list_entries(cache_dir: Path) -> list[ListedEntry]:
-    """Return the entries of a cache, the largest first, also those that are incomplete."""
-    root = cache_dir / LAYOUT_VERSION
-    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    return sorted(map(_describe_folder, folders), key=lambda entry: entry.size, reverse=True)
+    """Return the entries of a cache, the largest first, also those that are incomplete or cannot be read."""
+    root, entries = cache_dir / LAYOUT_VERSION, []
+    for folder in [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []:
+        with suppress(FileNotFoundError):  # a pod has just filled or removed it
+            entries.append(_describe_folder(folder))
+    return sorted(entries, key=lambda entry: entry.size, reverse=True)
 
 
 def format_entries(cache_dir: Path, entries: Sequence[ListedEntry]) -> str:
@@ -50,21 +53,22 @@ def format_entries(cache_dir: Path, entries: Sequence[ListedEntry]) -> str:
 
 
 def _describe_folder(folder: Path) -> ListedEntry:
-    sizes = list(_iter_sizes(folder))
+    size, last_use = sum(_iter_sizes(folder)), folder.stat().st_mtime
     try:
         record = read_record(folder)
         last_use = (folder / RECORD_NAME).stat().st_mtime
     except CacheDamagedError:
-        return ListedEntry(folder, sum(sizes), time.time() - folder.stat().st_mtime, "(incomplete)", _UNKNOWN)
-    return ListedEntry(
-        folder, sum(sizes), time.time() - last_use, to_one_line(record.uri), to_one_line(record.revision)
-    )
+        return ListedEntry(folder, size, time.time() - last_use, "(incomplete)", _UNKNOWN)
+    except PermissionError:
+        return ListedEntry(folder, size, time.time() - last_use, "(not readable)", _UNKNOWN)
+    return ListedEntry(folder, size, time.time() - last_use, to_one_line(record.uri), to_one_line(record.revision))
 
 
 def _iter_sizes(folder: Path) -> Iterator[int]:
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # it is being filled or removed
-            yield path.lstat().st_size if not path.is_dir() else 0
+    for parent, _, names in os.walk(folder):  # skips folders that are being removed
+        for name in names:
+            with suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(parent, name)).st_size
 
 
 def _format_entry(entry: ListedEntry) -> tuple[str, ...]:
