@@ -129,6 +129,11 @@ capabilities.add is not empty
 {{- define "finetune-operator.profiles" -}}
 {{- $content := dict "profiles" .Values.profiles "namespaceProfiles" .Values.namespaceProfiles -}}
 {{- with .Values.defaultProfile -}}{{- $_ := set $content "defaultProfile" . -}}{{- end -}}
+{{- range $name := append (values .Values.namespaceProfiles) .Values.defaultProfile | compact -}}
+{{- if not (hasKey $.Values.profiles $name) -}}
+{{- fail (printf "defaultProfile and namespaceProfiles must name profiles: there is no profile %s in profiles" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- $content | toPrettyJson -}}
 {{- end -}}
 
