@@ -1,9 +1,13 @@
 """Tests of the operator's pod: its restrictions, its resources, and the effect of the values."""
 
+import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.settings import Settings
@@ -176,6 +180,15 @@ def test_chart_name_overrides_apply_to_all_objects(
     objects = [manifest for manifest in render(values) if manifest["kind"] != "CustomResourceDefinition"]
     assert {manifest["metadata"]["labels"]["app.kubernetes.io/name"] for manifest in objects} == {label}
     assert all(manifest["metadata"]["name"].startswith(name) for manifest in objects)
+
+
+@pytest.mark.parametrize("release", ["ml.tuner", "finetune-operator.ml", "a" * 51 + ".b"])
+def test_chart_release_name_with_dot_gives_names_of_services(chart: Path, helm: str, release: str) -> None:
+    """Helm accepts such a release, and the API server no such Service."""
+    result = subprocess.run([helm, "template", release, chart], capture_output=True, text=True, check=True)
+    (service,) = (each for each in yaml.safe_load_all(result.stdout) if each and each["kind"] == "Service")
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", service["metadata"]["name"])
+    assert service["spec"]["selector"]["app.kubernetes.io/instance"] == release
 
 
 def test_chart_existing_service_account_is_bound(render: Callable[..., list[Manifest]]) -> None:

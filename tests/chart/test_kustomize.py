@@ -84,6 +84,7 @@ def test_kustomize_guide_overlay_changes_image_namespace_settings(overlay: Build
     variables = read_environment(by_name["Deployment", "finetune-operator"])
     assert variables["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "registry.example/finetune-trainer:0.1.0"
     assert variables["FINETUNE_OPERATOR_LEASE_NAMESPACE"] == "ml"  # where its Role is
+    assert variables["FINETUNE_OPERATOR_INSTALLATION_ID"] == "ml/finetune-operator"  # not that of another overlay
     assert {manifest["metadata"].get("namespace", "ml") for manifest in objects} == {"ml"}
     (subject,) = by_name["ClusterRoleBinding", "finetune-operator"]["subjects"]
     assert (subject["name"], subject["namespace"]) == ("finetune-operator", "ml")

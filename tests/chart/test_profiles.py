@@ -1,6 +1,7 @@
 """Compute profiles in the values: the rendered file, the schema, the examples and the guide."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,22 @@ def test_profiles_defaults_are_rendered(render: Callable[..., list[Manifest]]) -
     values = {"profiles": {"a": {}, "b": {}}, "defaultProfile": "a", "namespaceProfiles": {"team": "b"}}
     rendered = parse_profiles(_read_file(render(values)))
     assert (rendered.get_default_name("team"), rendered.get_default_name("other")) == ("b", "a")
+
+
+@pytest.mark.parametrize("values", [{"defaultProfile": "a"}, {"namespaceProfiles": {"team": "a"}}])
+def test_profiles_default_that_does_not_exist_is_refused(
+    template: Callable[..., subprocess.CompletedProcess[str]], values: Manifest
+) -> None:
+    result = template({"profiles": {"b": {}}, **values})
+    assert result.returncode != 0
+    assert "there is no profile a in profiles" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["\u0085 ends a line of YAML", "\x7f", "\u2028\ufeff", "{{ .Values }} $(A) \"'\n é"])
+def test_profiles_unusual_characters_are_rendered_unchanged(render: Callable[..., list[Manifest]], text: str) -> None:
+    values = {"profiles": {"a": {"container": {"env": [{"name": "A", "value": text}]}}}}
+    (variable,) = parse_profiles(_read_file(render(values))).profiles["a"].container.env
+    assert variable.value == text
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -3,13 +3,14 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from tests.support.chart.deployment_environment import read_environment
 from tests.support.chart.other_values import (
     OTHER_VALUES,
     REQUIRED_VALUES,
@@ -62,6 +63,9 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "misspelled default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),
     "network of the host in a profile": ({"profiles": {"a": {"podSpec": {"hostNetwork": True}}}}, "hostNetwork"),
     "privileges in a profile": ({"profiles": {"a": {"container": {"securityContext": {}}}}}, "securityContext"),
+    "labels that the API server refuses": ({"commonLabels": {"team": "a b"}}, "commonLabels"),
+    "key of a label that it refuses": ({"profiles": {"a": {"podLabels": {"a b": "c"}}}}, "podLabels"),
+    "no name of a variable": ({"profiles": {"a": {"container": {"env": [{"name": "A-B"}]}}}}, "env/0/name"),
     "capability of the host": ({"profiles": {"a": {"container": {"addCapabilities": ["ALL"]}}}}, "addCapabilities"),
     "Secret in a profile": (
         {"profiles": {"a": {"container": {"env": [{"name": "A", "valueFrom": {}}]}}}},
@@ -75,6 +79,20 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "node selector with a number": ({"nodeSelector": {"disk": 1}}, "disk"),
 }
+# Values of which null is as good as the default, an empty value, or the default of Kubernetes.
+NULLABLE_VALUES = {
+    "global", "global.imageRegistry", "imagePullSecrets", "replicas", "watchNamespaceSelector", "installationId",
+    "defaultProfile", "operatorNetworkPolicy.enabled", "operatorNetworkPolicy.scrapers",
+    "settings.checkpointRetentionSeconds", "settings.leaseName",
+    "metrics.labels", "metrics.skipCRDCheck", "metrics.serviceMonitor.enabled", "metrics.podMonitor.enabled",
+    "metrics.prometheusRule.enabled", "metrics.prometheusRule.runbookURL", "metrics.grafanaDashboard.enabled",
+    "metrics.grafanaDashboard.labels", "metrics.grafanaDashboard.labels.grafana_dashboard", "rbac.userRoles",
+    "kueue.enabled", "nameOverride", "fullnameOverride",
+    "commonLabels", "serviceAccount.name", "serviceAccount.annotations", "deploymentAnnotations", "podLabels",
+    "podAnnotations", "extraEnv", "nodeSelector", "tolerations", "priorityClassName", "affinity",
+    "topologySpreadConstraints", "terminationGracePeriodSeconds", "revisionHistoryLimit",
+}  # fmt: skip
+NULLABLE_BLOCKS = ("bounds", "defaults", "networkPolicy", "podSecurityContext", "securityContext", "resources")
 UMBRELLA_VALUES: dict[str, dict[str, Any]] = {
     "global of an umbrella chart": {"global": {"storageClass": "x"}},
     "no global": {"global": None},
@@ -129,6 +147,37 @@ def test_values_schema_wrong_value_is_rejected(template: Template, name: str) ->
     assert result.returncode != 0
     assert field in result.stderr
     assert "don't meet the specifications of the schema" in result.stderr
+
+
+def test_values_null_is_accepted_or_refused_by_schema(chart: Path, render: Callable[..., list[Manifest]]) -> None:
+    """A key whose lines below are all comments is null, for which Helm removes the default of the chart."""
+    validator = jsonschema.Draft7Validator(load_schema(chart))
+    values = load_default_values(chart)
+    nullable = {path for path in _iter_paths(values) if validator.is_valid(_remove_value(values, path))}
+    assert {path for path in nullable if path.partition(".")[0] not in NULLABLE_BLOCKS} == NULLABLE_VALUES
+    nulls: dict[str, Any] = {}
+    for path in sorted(nullable, reverse=True):  # a block after what it contains
+        nulls = merge_values(nulls, nest_value(path, None))
+    objects = render(nulls)
+    (deployment,) = (manifest for manifest in objects if manifest["kind"] == "Deployment")
+    settings = read_environment(deployment)
+    assert {name: value for name, value in settings.items() if value is None} == {
+        "FINETUNE_OPERATOR_WATCH_NAMESPACE_SELECTOR": None
+    }
+    assert "CustomResourceDefinition" in {manifest["kind"] for manifest in objects}
+
+
+def _iter_paths(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _iter_paths(value, f"{prefix}{key}.")
+
+
+def _remove_value(values: dict[str, Any], path: str) -> dict[str, Any]:
+    key, _, rest = path.partition(".")
+    removed = {name: value for name, value in values.items() if name != key}
+    return {**removed, key: _remove_value(values[key], rest)} if rest else removed
 
 
 @pytest.mark.parametrize("name", UMBRELLA_VALUES)

@@ -3,15 +3,18 @@
 {{- .Values.nameOverride | default .Chart.Name -}}
 {{- end -}}
 
-{{/* Name of all objects: the release name, followed by the chart name unless the release name contains it. */}}
+{{/*
+Name of all objects: the release name, followed by the chart name unless the release name contains it. A Service must
+not have a dot in its name, and a release may.
+*/}}
 {{- define "finetune-operator.fullname" -}}
 {{- $name := include "finetune-operator.name" . -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride -}}
 {{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
+{{- .Release.Name | replace "." "-" | trunc 53 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 53 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -129,6 +132,11 @@ capabilities.add is not empty
 {{- define "finetune-operator.profiles" -}}
 {{- $content := dict "profiles" .Values.profiles "namespaceProfiles" .Values.namespaceProfiles -}}
 {{- with .Values.defaultProfile -}}{{- $_ := set $content "defaultProfile" . -}}{{- end -}}
+{{- range $name := append (values .Values.namespaceProfiles) .Values.defaultProfile | compact -}}
+{{- if not (hasKey $.Values.profiles $name) -}}
+{{- fail (printf "defaultProfile and namespaceProfiles must name profiles: there is no profile %s in profiles" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- $content | toPrettyJson -}}
 {{- end -}}
 

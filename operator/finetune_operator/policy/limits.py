@@ -75,7 +75,9 @@ class Bounds(Model):
     `evaluation.bias.pairsURI`, and with them the volume claims that data is read from. A pattern for the hub applies to
     the repository, not to the revision and the path in it."""
     allowed_model_cache_claims: list[NamePattern] = Field(default=[], max_length=100)
-    """allowedModelCacheClaims limits `compute.modelCacheClaimName`, the claim that a pod of the run may write to."""
+    """allowedModelCacheClaims limits `compute.modelCacheClaimName`, the claim that a pod of the run may write to. If
+    this list is empty and `allowedModels` or `allowedDatasets` is not, no model cache is allowed, because those limit
+    the claims that may be read."""
     allowed_priority_classes: list[NamePattern] = Field(default=[], max_length=100)
     """allowedPriorityClasses limits `compute.priorityClassName` and the label of Kueue's priority class."""
     allowed_tolerations: list[KeyPattern] = Field(default=[], max_length=100)

@@ -30,6 +30,8 @@ _NO_KEY = "(no key)"
 """The value of a toleration without a key, which tolerates all taints. Only the pattern `**` matches it."""
 _NO_DEVICES = "no devices; set spec.compute.gpusPerNode for GPUs"
 """Text in place of patterns if no devices are allowed. It matches no name of a resource."""
+_NO_CACHE_CLAIMS = "no claims; an administrator can allow them in bounds.allowedModelCacheClaims"
+"""Text in place of patterns if no model cache is allowed. It matches no name of a claim."""
 
 _NO_PROFILES, _NO_PROFILE = Profiles(), Profile()
 
@@ -60,15 +62,16 @@ def find_violations(finetunejob: FineTuneJob, settings: Settings, profiles: Prof
         *_collect_key_checks(spec.compute, bounds),
         _build_profile_check(spec.compute.profile, finetunejob.metadata.namespace, profiles, bounds),
     ]
-    profile_name = spec.compute.profile or profiles.get_default_name(finetunejob.metadata.namespace) or ""
-    profile = profiles.profiles.get(profile_name, _NO_PROFILE)
+    profile_name = spec.compute.profile or profiles.get_default_name(finetunejob.metadata.namespace)
+    profile = profiles.profiles.get(profile_name) if profile_name else _NO_PROFILE
     return [
         *_check_namespace(finetunejob.metadata.namespace, bounds),
         *(violation for check in checks if (violation := _find_violation(check))),
         *_check_tracker_credentials(spec.tracking, bounds),
         *_check_model_revision(spec.model, bounds),
         *_check_dataset_revisions(spec, bounds),
-        *_check_node_selector(spec.compute.node_selector, settings, profile),
+        # A profile that does not exist yet may set the labels. Without it, no Job is created.
+        *(_check_node_selector(spec.compute.node_selector, settings, profile) if profile else ()),
         *_check_sizes(spec.compute, bounds),
     ]
 
@@ -128,7 +131,9 @@ def _collect_name_checks(finetunejob: FineTuneJob, settings: Settings) -> list[_
             defaults.priority_class_name,
         ),
         check(
-            "spec.compute.modelCacheClaimName", spec.compute.model_cache_claim_name, bounds.allowed_model_cache_claims
+            "spec.compute.modelCacheClaimName",
+            spec.compute.model_cache_claim_name,
+            bounds.allowed_model_cache_claims or _deny_other_claims(bounds),
         ),
         check(f"metadata.labels[{PRIORITY_LABEL}]", priority_label, bounds.allowed_priority_classes),
     ]
@@ -213,6 +218,11 @@ def _deny_other_devices(bounds: Bounds) -> list[str]:
     """Deny all devices in `resources` if GPUs are limited, because devices could be GPUs of another resource name."""
     has_gpu_bound = bounds.max_gpus is not None or bounds.allowed_gpu_resources
     return [_NO_DEVICES] if has_gpu_bound else []
+
+
+def _deny_other_claims(bounds: Bounds) -> list[str]:
+    """Deny to write to any claim if the claims that may be read are limited, because the cache writes to its claim."""
+    return [_NO_CACHE_CLAIMS] if bounds.allowed_models or bounds.allowed_datasets else []
 
 
 def _extend_allowed(allowed: Iterable[str], operator_values: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.policy.profiles import ChosenProfile
 from finetune_operator.resources import model_cache, multi_node, security, volumes
 from finetune_operator.resources.owner import build_owner_reference
-from finetune_operator.resources.profile import apply_profile
+from finetune_operator.resources.profile import apply_profile, apply_profile_resources
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, TrainerConfig
@@ -55,7 +55,10 @@ def build_job(finetunejob: FineTuneJob, settings: Settings, chosen_profile: Chos
 
     Raises `pydantic.ValidationError` if `output.uri` is too long with its placeholders replaced.
     """
-    job = _build_plain_job(apply_defaults(finetunejob, settings.defaults), settings)
+    completed = apply_defaults(finetunejob, settings.defaults)
+    if chosen_profile:
+        completed = apply_profile_resources(completed, chosen_profile.profile, finetunejob.spec)
+    job = _build_plain_job(completed, settings)
     if chosen_profile:
         job = apply_profile(job, chosen_profile, finetunejob.spec)
     return model_cache.add_init_container(_hide_unrequested_gpus(job), finetunejob.spec)

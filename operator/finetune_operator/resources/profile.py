@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from finetune_operator.api import FineTuneJobSpec
+from finetune_operator.api import FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.compute import is_reserved_key
 from finetune_operator.api.labels import (
     DEFAULT_STARTUP_DEADLINE_ANNOTATION,
@@ -22,7 +22,6 @@ from finetune_operator.policy.profiles import (
     CA_VARIABLES,
     ChosenProfile,
     ContainerFields,
-    ContainerResources,
     PodFields,
     Profile,
 )
@@ -43,10 +42,35 @@ class _OwnValues(NamedTuple):
     variables: frozenset[str]
 
 
+def apply_profile_resources(finetunejob: FineTuneJob, profile: Profile, spec: FineTuneJobSpec) -> FineTuneJob:
+    """Return the FineTuneJob, which has the defaults, with the quantities of its profile. `spec` is without them.
+
+    Request and limit of a resource belong together, because a request must not exceed its limit: those of the profile
+    replace both, unless the FineTuneJob sets one of them. They are merged before the Job is built, because the size of
+    scratch depends on the limit of the disk.
+    """
+    own, added = _collect_own(profile, spec), profile.container.resources
+    compute = finetunejob.spec.compute
+    names = {*added.requests, *added.limits} - own.resources
+    merged = {
+        part: {key: value for key, value in current.items() if key not in names}
+        | {key: value for key, value in values.items() if key in names}
+        for part, current, values in (
+            ("requests", compute.resources.requests, added.requests),
+            ("limits", compute.resources.limits, added.limits),
+        )
+    }
+    compute = compute.model_copy(update={"resources": compute.resources.model_copy(update=merged)})
+    return finetunejob.model_copy(update={"spec": finetunejob.spec.model_copy(update={"compute": compute})})
+
+
 def apply_profile(job: Body, chosen: ChosenProfile, spec: FineTuneJobSpec) -> Body:
-    """Return the Job with the settings of its profile. `spec` is that of the FineTuneJob, without the defaults."""
+    """Return the Job with the settings of its profile. `spec` is that of the FineTuneJob, without the defaults.
+
+    The quantities of resources are already in the Job (`apply_profile_resources`).
+    """
     profile = chosen.profile
-    own = _collect_enforced_values(spec) if profile.enforce else _collect_own_values(spec)
+    own = _collect_own(profile, spec)
     template = job["spec"]["template"]
     (container,) = template["spec"]["containers"]
     pod = {**_merge_pod(template["spec"], profile, own), "containers": [_merge_container(container, profile, own)]}
@@ -95,6 +119,10 @@ def merge_maps(base: Body, changes: Body) -> Body:
     return merged
 
 
+def _collect_own(profile: Profile, spec: FineTuneJobSpec) -> _OwnValues:
+    return _collect_enforced_values(spec) if profile.enforce else _collect_own_values(spec)
+
+
 def _collect_own_values(spec: FineTuneJobSpec) -> _OwnValues:
     compute = spec.compute
     return _OwnValues(
@@ -139,26 +167,13 @@ def _merge_container(container: Body, profile: Profile, own: _OwnValues) -> Body
     merged = {
         **container,
         "env": _merge_by_key("name", container["env"], variables),
-        "resources": _merge_resources(container["resources"], profile.container.resources, own.resources),
     }
+    if claims := profile.container.resources.claims:
+        merged["resources"] = container["resources"] | {"claims": [_dump(claim) for claim in claims]}
     if profile.container.add_capabilities:
         capabilities = container["securityContext"]["capabilities"] | {"add": list(profile.container.add_capabilities)}
         merged["securityContext"] = container["securityContext"] | {"capabilities": capabilities}
     return merged
-
-
-def _merge_resources(resources: Body, added: ContainerResources, own_names: frozenset[str]) -> Body:
-    """Merge by resource: request and limit of a resource belong together, because a request must not exceed its limit.
-
-    The profile's values replace both, unless the FineTuneJob sets one of them.
-    """
-    names = {*added.requests, *added.limits} - own_names
-    merged: Body = {
-        part: {key: value for key, value in resources[part].items() if key not in names}
-        | {key: value for key, value in values.items() if key in names}
-        for part, values in (("requests", added.requests), ("limits", added.limits))
-    }
-    return merged | ({"claims": [_dump(claim) for claim in added.claims]} if added.claims else {})
 
 
 def _add_mounts(pod: Body, profile: Profile) -> Body:

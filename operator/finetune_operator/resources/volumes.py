@@ -189,7 +189,8 @@ def _build_optional_secret_source(name: str, keys: Sequence[str]) -> Body:
 
 def _build_scratch_source(scratch: ScratchSpec) -> Body:
     if scratch.storage_class_name is None:
-        return {"emptyDir": {"sizeLimit": scratch.size}}
+        # The kubelet takes a limit of 0 for none, and an own image could then fill the disk of the node.
+        return {"emptyDir": {"sizeLimit": scratch.size if parse_quantity(scratch.size) else "1"}}
     claim_spec = {
         "accessModes": ["ReadWriteOnce"],
         "storageClassName": scratch.storage_class_name,

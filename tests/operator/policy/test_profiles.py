@@ -162,6 +162,9 @@ BOUNDS_CASES = {
     "label replaced, enforced": BoundsCase(
         {"profile": "admin", "nodeSelector": {"pool": "x"}}, {"requiredNodeSelector": {"pool": "b"}}, []
     ),
+    "label of a profile that does not exist yet": BoundsCase(
+        {"profile": "later"}, {"requiredNodeSelector": {"pool": "a"}}, []
+    ),
     "label without profile": BoundsCase(
         {"profile": "gpu-b"}, {"requiredNodeSelector": {"pool": "a"}}, ["spec.compute.nodeSelector"]
     ),

@@ -22,6 +22,10 @@ TRACKER_VIOLATION = (
     "an administrator can allow it in bounds.allowedTrackers."
 )
 SECRETS = {"allowedSecrets": ["finetune-*"]}
+NO_CACHE = (
+    "spec.compute.modelCacheClaimName: database is not allowed; "
+    "allowed: no claims; an administrator can allow them in bounds.allowedModelCacheClaims."
+)
 NO_DEVICES = "allowed: no devices; set spec.compute.gpusPerNode for GPUs."
 GPUS, DEVICES, MODELS = (
     {"allowedGPUResources": ["nvidia.com/gpu"]}, {"allowedResources": ["rdma/*"]}, {"allowedModels": ["hf://org/*"]},
@@ -48,6 +52,20 @@ CASES = {
         {"tracking": TRACKING},
         {**SECRETS, "allowedTrackers": ["https://evil.example"]},
         None,
+    ),
+    "claim to write to, reading limited by models": LimitCase(
+        {"compute": {"modelCacheClaimName": "database"}}, {"allowedModels": ["hf://**", "pvc://models/**"]}, NO_CACHE
+    ),
+    "claim to write to, reading limited by datasets": LimitCase(
+        {"compute": {"modelCacheClaimName": "database"}}, {"allowedDatasets": ["hf://**", "s3://**"]}, NO_CACHE
+    ),
+    "claim to write to, in list": LimitCase(
+        {"compute": {"modelCacheClaimName": "cache-a"}},
+        {"allowedModels": ["hf://**"], "allowedModelCacheClaims": ["cache-*"]},
+        None,
+    ),
+    "claim to write to, no limit on claims": LimitCase(
+        {"compute": {"modelCacheClaimName": "cache"}}, {"maxNodes": 1}, None
     ),
     "no limit on Secrets": LimitCase({"tracking": TRACKING}, {"maxNodes": 1}, None),
     "other GPUs as devices": LimitCase(

@@ -349,6 +349,14 @@ def test_job_scratch_size_is_requested_and_known_to_trainer(
     assert _get_container(job)["resources"]["requests"].get("ephemeral-storage") == request_
 
 
+@pytest.mark.parametrize(("size", "limit"), [("0", "1"), ("0.0Gi", "1"), ("00m", "1"), ("5Gi", "5Gi")])
+def test_job_scratch_on_disk_of_node_is_always_limited(build: type[Builders], size: str, limit: str) -> None:
+    """https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/eviction/eviction_manager.go"""
+    job = _build_job(build, {"compute": {"scratch": {"size": size}}})
+    (scratch,) = (volume for volume in job["spec"]["template"]["spec"]["volumes"] if volume["name"] == "scratch")
+    assert scratch["emptyDir"] == {"sizeLimit": limit}
+
+
 @pytest.mark.parametrize(("grace", "seconds"), [(None, "100"), (900, "880"), (30, "10"), (5, "1")])
 def test_job_stop_seconds_follow_grace_period(build: type[Builders], grace: int | None, seconds: str) -> None:
     compute = {} if grace is None else {"terminationGracePeriodSeconds": grace}

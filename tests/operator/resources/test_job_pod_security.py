@@ -7,6 +7,9 @@ The tests with a real API server run in namespaces that enforce it.
 from __future__ import annotations
 
 import copy
+import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -44,6 +47,9 @@ SPECS: dict[str, Body] = {
         }
     },
 }
+
+
+GUIDE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "model-cache.md"
 
 
 def find_violations(template: Body) -> list[str]:
@@ -133,3 +139,9 @@ def test_find_violations_forbidden_change_is_found(build: type[Builders], change
         node = node[key]
     node[change.path[-1]] = change.value
     assert change.violation in find_violations(template)
+
+
+def test_model_cache_guide_command_meets_restricted() -> None:
+    """Namespaces that enforce it would refuse the pod."""
+    (overrides,) = re.findall(r"--overrides='(.*?)'", GUIDE.read_text(), re.DOTALL)
+    assert find_violations({"metadata": {}, "spec": json.loads(overrides)["spec"]}) == []

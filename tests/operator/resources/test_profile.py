@@ -122,6 +122,47 @@ def test_apply_profile_enforced_keeps_number_of_gpus() -> None:
     assert _get_pod(job)["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2", "memory": "64Gi"}
 
 
+class DiskCase(NamedTuple):
+    """Quantities of `ephemeral-storage` in a profile and in `compute`, and what the pod gets for 50Gi of scratch."""
+
+    profile: Body
+    own: Body
+    scratch: Body
+    size: str
+    request: str | None
+    limit: str | None
+
+
+GIB = 2**30
+DISK_CASES = {
+    "limit below scratch": DiskCase({"limits": "20Gi"}, {}, {}, str(20 * GIB), "20Gi", "20Gi"),
+    "limit above scratch": DiskCase({"limits": "100Gi"}, {}, {}, str(50 * GIB), "50Gi", "100Gi"),
+    "request": DiskCase({"requests": "60Gi"}, {}, {}, str(50 * GIB), "60Gi", None),
+    "own limit": DiskCase({"limits": "20Gi"}, {"limits": "30Gi"}, {}, str(30 * GIB), "30Gi", "30Gi"),
+    "volume of a class": DiskCase({"limits": "20Gi"}, {}, {"storageClassName": "fast"}, str(50 * GIB), None, "20Gi"),
+}
+
+
+@pytest.mark.parametrize("case", DISK_CASES.values(), ids=DISK_CASES)
+def test_apply_profile_disk_limit_is_known_to_trainer(case: DiskCase) -> None:
+    def build_resources(quantities: Body) -> Body:
+        return {part: {"ephemeral-storage": quantity} for part, quantity in quantities.items()}
+
+    profile = {"container": {"resources": build_resources(case.profile)}}
+    compute = {"resources": build_resources(case.own), "scratch": case.scratch}
+    job = _build_job(profile, {"compute": compute})
+    resources = _get_pod(job)["containers"][0]["resources"]
+    assert _get_environment(job)["FINETUNE_SCRATCH_BYTES"] == case.size
+    assert resources["requests"].get("ephemeral-storage") == case.request
+    assert resources["limits"].get("ephemeral-storage") == case.limit
+
+
+def test_apply_profile_enforced_disk_limit_replaces_own() -> None:
+    limits = {"container": {"resources": {"limits": {"ephemeral-storage": "40Gi"}}}, "enforce": True}
+    job = _build_job(limits, {"compute": {"resources": {"limits": {"ephemeral-storage": "5Gi"}}}})
+    assert _get_environment(job)["FINETUNE_SCRATCH_BYTES"] == str(40 * GIB)
+
+
 @pytest.mark.parametrize(("gpus", "mounts"), [(1, 1), (8, 1)])
 def test_apply_profile_shared_memory_replaces_default_size(gpus: int, mounts: int) -> None:
     pod = _get_pod(_build_job({"sharedMemory": "32Gi"}, {"compute": {"gpusPerNode": gpus}}))

@@ -141,6 +141,8 @@ REQUIRED_VALUES: dict[str, dict[str, Any]] = {
         f"task.image.{part}": {"task": {"image": {"repository": "finetune-task"}}}
         for part in ("registry", "tag", "digest")
     },
+    "defaultProfile": {"profiles": {"a100": {}}},
+    "namespaceProfiles": {"profiles": {"a100": {}}},
     "metrics.labels": {"metrics": {"serviceMonitor": {"enabled": True}}},
     "metrics.interval": {"metrics": {"podMonitor": {"enabled": True}}},
     "metrics.grafanaDashboard.labels": {"metrics": {"grafanaDashboard": {"enabled": True}}},
