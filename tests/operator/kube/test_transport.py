@@ -11,6 +11,7 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.kube import transport
+from finetune_operator.kube.client import PODS, KubeClient, NotLeaderError
 from finetune_operator.kube.login import LoginError
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError, Transport
 
@@ -185,3 +186,24 @@ async def test_transport_now_follows_date_header() -> None:
             await client.call("GET", PATH)
             now = client.now()
             assert (now.year, now.hour, now.minute) == (2020, *hour_and_minute)
+
+
+PAGES = {"a page": "<html>log in</html>", "a text": '"log in"', "nothing": ""}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+async def test_transport_page_of_a_proxy_is_a_connection_error(page: str) -> None:
+    """A page that is sent with 200 must not end the leader election, nor stop the lists of other namespaces."""
+    async with _open_transport(lambda: web.Response(text=page)) as (client, _):
+        with pytest.raises(CONNECTION_ERRORS, match="the response is not from the API server"):
+            await client.call("GET", PATH)
+        with pytest.raises(CONNECTION_ERRORS, match="the response is not from the API server"):
+            await KubeClient(client, lambda: True).list_objects(PODS, "team")
+
+
+async def test_client_leadership_lost_during_login_repeats_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _open_transport_with_expiring_tokens(monkeypatch) as (client, tokens, login):
+        tokens.valid_from = 2
+        with pytest.raises(NotLeaderError):
+            await KubeClient(client, lambda: login.count == 1).create_event({"metadata": {"namespace": "team"}})
+    assert [request.method for request in tokens.requests] == ["POST"]
