@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from asyncio import sslproto
 from collections.abc import Iterator, Mapping, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +21,8 @@ from finetune_operator.kube.login import LoginError, get_authorization, load_con
 
 _WATCH_INACTIVITY_SECONDS = 70.0
 """Seconds without an event or bookmark until a watch is restarted. The API server sends a bookmark every minute."""
+_TLS_BUFFER_BYTES = 32 * 1024
+"""Size of the buffer of each TLS connection: two records."""
 _MIN_LOGIN_INTERVAL = 10.0
 """Minimum number of seconds between two logins, which may call an exec plug-in."""
 _EXPIRATION = timedelta(days=3650)
@@ -54,6 +57,14 @@ class WatchLogin:
             # kopf ends the process if a login returns what was rejected before. This makes each login another one.
             expiration=datetime.now(UTC) + _EXPIRATION,
         )
+
+
+def limit_tls_buffers() -> None:
+    """Limit the memory of idle connections. asyncio allocates 256 KiB for each, and every watch has its own.
+
+    See https://github.com/python/cpython/issues/109534.
+    """
+    sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES
 
 
 def configure_kopf(

@@ -89,6 +89,7 @@ class Manager:
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
+        kopf_settings.limit_tls_buffers()
         kopf.run(**self.build_kopf_arguments())
 
     def build_kopf_arguments(self) -> dict[str, Any]:
