@@ -36,9 +36,9 @@ from finetune_operator.observed.workload import is_queued
 from finetune_operator.status import deadlines, startup_errors
 from finetune_operator.status.startup_errors import StartupError
 from finetune_operator.status.stops import Stop, StopCause, is_completing
-from finetune_operator.status.termination_texts import describe_termination, join_reason
+from finetune_operator.status.texts import STAGE_TEXTS, describe_termination, join_reason
 from finetune_operator.status.usage import get_max_unreported
-from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage
+from finetune_trainer.contract import ExitCode, Reason
 
 
 class StateKind(Enum):
@@ -86,17 +86,6 @@ _STORAGE_REMEDIES = {
     None: "Raise ephemeral-storage in spec.compute.resources.limits and spec.compute.scratch.size, or remove the limit",
 }
 """What to do about a storage limit, by the name of the volume. None is a limit of the container or of the pod."""
-_STAGE_TEXTS = {
-    Stage.WAITING_FOR_OUTPUT: (
-        f"is waiting for another run to release spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
-    ),
-    Stage.DOWNLOADING: "is downloading the model and the data",
-    Stage.PREPARING: "is preparing the data",
-    Stage.LOADING: "is loading the model",
-    Stage.EVALUATING: "is evaluating the model",
-    Stage.EXPORTING: "is exporting the result",
-    Stage.UPLOADING: "is uploading the result",
-}
 
 
 def compute_state(observed: ObservedState, history: RunHistory, stop: Stop | None) -> RunState:
@@ -331,7 +320,7 @@ def _build_running_state(pod: Body, observed: ObservedState, history: RunHistory
         policy, history.progress, history.last_attempt_time, observed.progress
     )
     if not deadlines.has_passed(stall_deadline, history.now):
-        activity = _STAGE_TEXTS.get(history.stage, "is training") if history.stage else "is running"
+        activity = STAGE_TEXTS.get(history.stage, "is training") if history.stage else "is running"
         return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {get_name(pod)} {activity}.")
     since = history.progress.last_update_time if history.progress else ""
     message = (

@@ -1,10 +1,24 @@
-"""Sentences for users on how an attempt ended."""
+"""Texts for users: what an attempt does, and how it ended."""
 
 from __future__ import annotations
 
 from finetune_operator.api.labels import TRAINER_CONTAINER
 from finetune_operator.observed.objects import ReasonMessage
 from finetune_operator.observed.pod import ContainerTermination
+from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, Stage
+
+STAGE_TEXTS = {
+    Stage.WAITING_FOR_OUTPUT: (
+        f"is waiting for another run to release spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
+    ),
+    Stage.DOWNLOADING: "is downloading the model and the data",
+    Stage.PREPARING: "is preparing the data",
+    Stage.LOADING: "is loading the model",
+    Stage.EVALUATING: "is evaluating the model",
+    Stage.EXPORTING: "is exporting the result",
+    Stage.UPLOADING: "is uploading the result",
+}
+"""What the trainer does in a stage, after the name of its pod. Without an entry, it is training."""
 
 
 def join_reason(reason_message: ReasonMessage) -> str:
