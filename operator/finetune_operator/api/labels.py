@@ -9,6 +9,12 @@ TRAINER_CONTAINER = "trainer"
 MODEL_CACHE_CONTAINER = "model-cache"
 """Name of the init container that fills the model cache."""
 
+TERMINATION_LOG = "/dev/termination-log"
+"""File in each container whose content is its termination message."""
+
+MANAGED_BY_LABEL = {"app.kubernetes.io/managed-by": "finetune-operator"}
+"""Label of all Jobs of the operator and of their pods."""
+
 VISIBLE_DEVICES_ENV = "NVIDIA_VISIBLE_DEVICES"
 """Environment variable that tells NVIDIA's container runtime which GPUs a container gets."""
 
@@ -24,7 +30,7 @@ INSTALLATION_ANNOTATION = f"{GROUP}/installation"
 """Annotation of Jobs. Its value is the id of the installation of the operator that created the Job."""
 
 CONTROLLER_NAME = f"{GROUP}/finetune-operator"
-"""The value of `spec.managedBy` that names this operator, as no value does."""
+"""The value of `spec.managedBy` that names this operator. An unset field means the same."""
 SUSPEND_AT_STEP_ANNOTATION = f"{GROUP}/suspend-at-step"
 """Annotation of Jobs with the `spec.suspendAtStep` that their trainers were started with. If unset, there is none."""
 TASK_LABEL = f"{GROUP}/task"
