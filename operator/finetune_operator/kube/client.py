@@ -63,8 +63,6 @@ PODS = ApiResource("", "v1", "pods", JOB_LABEL)
 SERVICES = ApiResource("", "v1", "services")
 EVENTS = ApiResource("", "v1", "events")
 WORKLOADS = tuple(ApiResource(workload.KUEUE_GROUP, version, "workloads") for version in workload.KUEUE_VERSIONS)
-
-
 MAX_EVENTS = 200
 """Events of one object that are read. Components of Kubernetes aggregate theirs, so an object has a few."""
 
