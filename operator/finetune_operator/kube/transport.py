@@ -30,6 +30,8 @@ _CONTENT_TYPES = {"PATCH": "application/merge-patch+json"}
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # the transport has one that includes the login
 _MIN_LOGIN_INTERVAL = 10.0
 """Minimum number of seconds between two logins. Logins of rejected users would call an exec plug-in all the time."""
+_MAX_RETRY_AFTER = 300.0
+"""Maximum number of seconds that a response may delay the next request."""
 _VERB_BY_METHOD = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -234,7 +236,7 @@ class Transport:
             with suppress(ValueError):
                 self._last_date_header, self._server_time = (
                     date_header,
-                    (parsedate_to_datetime(date_header), time.monotonic()),
+                    (parsedate_to_datetime(date_header).astimezone(UTC), time.monotonic()),
                 )
 
 
@@ -270,8 +272,13 @@ def _build_api_error(response: _Response) -> ApiError:
         response.status,
         str(reason or "Unknown"),
         str(message or response.content[:200].decode(errors="replace")),
-        float(response.retry_after) if response.retry_after and response.retry_after.isdigit() else 0.0,
+        _parse_retry_after(response.retry_after or ""),
     )
+
+
+def _parse_retry_after(text: str) -> float:
+    """Return the seconds of the header. A proxy may send a date or nonsense instead."""
+    return min(float(text), _MAX_RETRY_AFTER) if text.isascii() and text.isdigit() else 0.0
 
 
 def _build_certificate_error(server: str, error: aiohttp.ClientConnectorCertificateError) -> CertificateError:

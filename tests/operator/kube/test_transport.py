@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -168,24 +170,29 @@ async def test_transport_error_answer_raises_with_message(answer: Callable[[], w
     assert str(error.value) == message
 
 
-async def test_transport_retry_after_header_is_read() -> None:
-    async with _open_transport(lambda: web.json_response({}, status=429, headers={"Retry-After": "7"})) as (client, _):
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("9" * 400, 300), ("²", 0), ("Fri, 27 Nov 2020 06:00:00 GMT", 0)]
+)
+async def test_transport_retry_after_header_is_read(header: str, seconds: float) -> None:
+    answer: dict[str, Any] = {"status": 429, "headers": {"Retry-After": header}}
+    async with _open_transport(lambda: web.json_response({}, **answer)) as (client, _):
         with pytest.raises(ApiError) as error:
             await client.call("GET", PATH)
-    assert error.value.retry_after == 7
+    assert error.value.retry_after == seconds
 
 
 async def test_transport_now_follows_date_header() -> None:
     """The clock follows the responses' Date headers. Missing and invalid ones are ignored."""
     dates = iter(
-        ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT"]
-    )
-    expected = [(6, 0), (6, 0), (6, 0), (7, 0)]
+        ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT",
+         "Fri, 27 Nov 2020 08:00:00 -0000"]
+    )  # fmt: skip
+    expected = [(6, 0), (6, 0), (6, 0), (7, 0), (8, 0)]
     async with _open_transport(lambda: web.json_response({}, headers={"Date": next(dates)})) as (client, _):
         for hour_and_minute in expected:
             await client.call("GET", PATH)
             now = client.now()
-            assert (now.year, now.hour, now.minute) == (2020, *hour_and_minute)
+            assert (now.year, now.hour, now.minute, now.utcoffset()) == (2020, *hour_and_minute, timedelta())
 
 
 PAGES = {"a page": "<html>log in</html>", "a text": '"log in"', "nothing": ""}
