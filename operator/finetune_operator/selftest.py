@@ -83,7 +83,7 @@ def _parse_answer(data: bytes) -> Schema:
 def check_crd(server: ApiServer, installation: Installation) -> str:
     """Check that the CRD is served and has all fields that this version of the operator uses."""
     document = server.call("GET", f"/openapi/v3/apis/{API_VERSION}")
-    schemas = document.get("components", {}).get("schemas", {})
+    schemas: dict[str, Schema] = document.get("components", {}).get("schemas", {})
     served = next((schema for name, schema in schemas.items() if name.endswith(f".{KIND}")), {})
     own_fields, served_fields = set(iterate_fields(build_root_schema())), set(iterate_fields(served))
     if missing := sorted(own_fields - served_fields):
