@@ -5,8 +5,12 @@ Everything in kopf that could wait forever, write to objects or need more permis
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
+from asyncio import sslproto
 from collections.abc import Iterator, Mapping, Set
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import kopf
@@ -17,26 +21,50 @@ from finetune_operator.kube.login import LoginError, get_authorization, load_con
 
 _WATCH_INACTIVITY_SECONDS = 70.0
 """Seconds without an event or bookmark until a watch is restarted. The API server sends a bookmark every minute."""
+_TLS_BUFFER_BYTES = 32 * 1024
+"""Size of the buffer of each TLS connection: two records."""
+_MIN_LOGIN_INTERVAL = 10.0
+"""Minimum number of seconds between two logins, which may call an exec plug-in."""
+_EXPIRATION = timedelta(days=3650)
 
 
-async def log_in(**_: object) -> kopf.ConnectionInfo:
-    """Return the address and credentials with which all requests are sent. kopf calls this again if they expire."""
-    try:
-        configuration = await load_configuration()
-        authorization = await get_authorization(configuration)
-    except LoginError as error:
-        raise kopf.TemporaryError(str(error), delay=5) from error
-    scheme, token = (authorization or " ").split(" ", 1)
-    return kopf.ConnectionInfo(
-        server=configuration.host,
-        ca_path=configuration.ssl_ca_cert,
-        insecure=not configuration.verify_ssl,
-        scheme=scheme or None,
-        token=token or None,
-        certificate_path=configuration.cert_file,
-        private_key_path=configuration.key_file,
-        proxy_url=configuration.proxy,
-    )
+class WatchLogin:
+    """The login of the watches. Rejected credentials may be valid again: an API server without etcd answers 401."""
+
+    def __init__(self) -> None:
+        self._next_login = 0.0
+        """Monotonic time of the earliest next login. kopf does not pause while credentials are rejected."""
+
+    async def log_in(self, **_: object) -> kopf.ConnectionInfo:
+        """Return address and credentials for watches. kopf calls this again if they are rejected."""
+        await asyncio.sleep(self._next_login - time.monotonic())
+        self._next_login = time.monotonic() + _MIN_LOGIN_INTERVAL
+        try:
+            configuration = await load_configuration()
+            authorization = await get_authorization(configuration)
+        except LoginError as error:
+            raise kopf.TemporaryError(str(error), delay=5) from error
+        scheme, token = (authorization or " ").split(" ", 1)
+        return kopf.ConnectionInfo(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl,
+            scheme=scheme or None,
+            token=token or None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+            proxy_url=configuration.proxy,
+            # kopf ends the process if a login returns what was rejected before. This makes each login another one.
+            expiration=datetime.now(UTC) + _EXPIRATION,
+        )
+
+
+def limit_tls_buffers() -> None:
+    """Limit the memory of idle connections. asyncio allocates 256 KiB for each, and every watch has its own.
+
+    See https://github.com/python/cpython/issues/109534.
+    """
+    sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES
 
 
 def configure_kopf(

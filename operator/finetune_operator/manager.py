@@ -27,7 +27,7 @@ from finetune_operator.controller import gauges
 from finetune_operator.controller.controller import Controller
 from finetune_operator.controller.finetunejob.controller import build_controller
 from finetune_operator.controller.workers import WorkerPool, run_periodically
-from finetune_operator.kopf_settings import log_in
+from finetune_operator.kopf_settings import WatchLogin
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.informer import WatchedResource
 from finetune_operator.kube.leader_election import LeaderElector
@@ -89,6 +89,7 @@ class Manager:
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
+        kopf_settings.limit_tls_buffers()
         kopf.run(**self.build_kopf_arguments())
 
     def build_kopf_arguments(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Manager:
         kopf.on.startup(registry=registry, id="serve", errors=kopf.ErrorsMode.PERMANENT)(self.start_servers)
         kopf.on.startup(registry=registry, id="start", backoff=5)(self.start)
         kopf.on.cleanup(registry=registry, id="stop")(self.stop)
-        kopf.on.login(registry=registry, id="log-in")(log_in)
+        kopf.on.login(registry=registry, id="log-in")(WatchLogin().log_in)
         for controller in self.controllers.values():
             for watched in controller.informer.resources:
                 handler_id = f"{controller.kind}-{watched.resource.plural}"

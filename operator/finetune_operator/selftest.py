@@ -53,7 +53,7 @@ class ApiServer:
         self._api = api
 
     def call(self, method: str, path: str, query: dict[str, str] | None = None, body: Schema | None = None) -> Schema:
-        """Return the answer. Raises `ApiException` for an error of the API server."""
+        """Return the answer. Raises `ApiException` for an error, and `CheckFailed` for an answer of somebody else."""
         request = self._api.param_serialize(
             method,
             path,
@@ -66,14 +66,25 @@ class ApiServer:
         data = response.read()
         if not 200 <= response.status <= 299:
             raise client.ApiException(status=response.status, reason=response.reason, body=data.decode())
-        answer: Schema = json.loads(data)
-        return answer
+        return _parse_answer(data)
+
+
+def _parse_answer(data: bytes) -> Schema:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        start = data[:200].decode(errors="replace")
+        raise CheckFailed(f"the answer is not from the API server; check proxies (extraEnv): {start}")
+    return answer
 
 
 def check_crd(server: ApiServer, installation: Installation) -> str:
     """Check that the CRD is served and has all fields that this version of the operator uses."""
-    schemas = server.call("GET", f"/openapi/v3/apis/{API_VERSION}")["components"]["schemas"]
-    (served,) = (schema for name, schema in schemas.items() if name.endswith(f".{KIND}"))
+    document = server.call("GET", f"/openapi/v3/apis/{API_VERSION}")
+    schemas: dict[str, Schema] = document.get("components", {}).get("schemas", {})
+    served = next((schema for name, schema in schemas.items() if name.endswith(f".{KIND}")), {})
     own_fields, served_fields = set(iterate_fields(build_root_schema())), set(iterate_fields(served))
     if missing := sorted(own_fields - served_fields):
         raise CheckFailed(
@@ -106,7 +117,7 @@ def check_deployment(server: ApiServer, installation: Installation) -> str:
 def check_leader(server: ApiServer, installation: Installation) -> str:
     """Check that a replica leads."""
     path = f"/apis/coordination.k8s.io/v1/namespaces/{installation.namespace}/leases/{installation.lease}"
-    holder = server.call("GET", path)["spec"].get("holderIdentity")
+    holder = server.call("GET", path).get("spec", {}).get("holderIdentity")
     if not holder:
         raise CheckFailed(f"no replica holds the Lease {installation.lease}: the log of the operator states why")
     return f"leader: {holder}"

@@ -135,7 +135,7 @@ PULL_POLICIES: dict[str, tuple[dict[str, Any], tuple[str | None, str | None]]] =
 
 
 @pytest.mark.parametrize(("values", "expected"), PULL_POLICIES.values(), ids=PULL_POLICIES)
-def test_deployment_pull_policies(
+def test_deployment_pull_policy_is_set_per_image(
     deployment: Callable[..., Manifest], values: dict[str, Any], expected: tuple[str | None, str | None]
 ) -> None:
     rendered = deployment(values)

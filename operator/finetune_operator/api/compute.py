@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_trainer.contract import Model, ObjectName, SecretRef, cel_rules
-
-Quantity = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32),
-]
-_QUANTITY_UNITS = {"m": Decimal("0.001")} | {
-    f"{prefix}{suffix}": Decimal(base**power)
-    for suffix, base in (("", 1000), ("i", 1024))
-    for power, prefix in enumerate(("k" if base == 1000 else "K", "M", "G", "T", "P", "E"), 1)
-}
-
-
-def parse_quantity(quantity: Quantity) -> Decimal:
-    """Return the value of a quantity, such as 53687091200 for `50Gi`."""
-    number = quantity.rstrip("mkKMGTPEi")
-    return Decimal(number) * _QUANTITY_UNITS.get(quantity.removeprefix(number), Decimal(1))
-
+from finetune_trainer.contract import Model, ObjectName, Quantity, SecretRef, cel_rules
 
 _DOMAIN, _NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/", r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
 QualifiedName = Annotated[str, StringConstraints(pattern=f"^({_DOMAIN})?{_NAME}$", max_length=317)]

@@ -188,8 +188,8 @@ class FineTuneJobSpec(TrainerConfig):
     """suspend suspends the run: the pods save a checkpoint and terminate. Set it to false to resume from the
     checkpoint. Defaults to false."""
     cancel: bool = False
-    """cancel ends the run for good: its pods are terminated and no new ones are created. It is ended as `Cancelled` and
-    publishes no result. It cannot be undone. Defaults to false."""
+    """cancel ends the run for good as `Cancelled`: its pods are terminated, no new ones are created, and no result is
+    published. Cancelling cannot be undone. Defaults to false."""
     suspend_at_step: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """suspendAtStep is the optimizer step at which the run is suspended: the trainer evaluates the model, saves a
     checkpoint and terminates. `status.stepResult` then contains the loss. Raise or remove it to continue. A change

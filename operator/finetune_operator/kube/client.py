@@ -13,7 +13,7 @@ from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.api.labels import JOB_LABEL, TASK_LABEL
 from finetune_operator.api.objects import Body
 from finetune_operator.kube.cache import parse_resource_version
-from finetune_operator.kube.transport import MERGE_PATCH, ApiError, Transport
+from finetune_operator.kube.transport import ApiError, Transport, decode_response
 from finetune_operator.observed import workload
 
 
@@ -63,8 +63,6 @@ PODS = ApiResource("", "v1", "pods", JOB_LABEL)
 SERVICES = ApiResource("", "v1", "services")
 EVENTS = ApiResource("", "v1", "events")
 WORKLOADS = tuple(ApiResource(workload.KUEUE_GROUP, version, "workloads") for version in workload.KUEUE_VERSIONS)
-
-
 MAX_EVENTS = 200
 """Events of one object that are read. Components of Kubernetes aggregate theirs, so an object has a few."""
 
@@ -89,7 +87,8 @@ class KubeClient:
         The list is not paginated: the API server serves a complete list from memory, but reads pages from etcd.
         """
         query = {"labelSelector": resource.label_selector}
-        decoded = _LIST_DECODER.decode(await self._transport.read_raw(resource.build_path(namespace), query))
+        content = await self._transport.read_raw(resource.build_path(namespace), query)
+        decoded = decode_response(content, _LIST_DECODER)
         return ObjectList(decoded["items"], parse_resource_version(decoded["metadata"].get("resourceVersion", "")))
 
     async def read_finetunejob(self, namespace: str, name: str) -> Body | None:
@@ -144,7 +143,7 @@ class KubeClient:
         meta = job["metadata"]
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": meta["uid"]}}
         path = f"{JOBS.build_path(meta['namespace'])}/{meta['name']}"
-        return await self._call_api("PATCH", path, body=body, content_type=MERGE_PATCH)
+        return await self._call_api("PATCH", path, body=body)
 
     async def delete_job(self, job: Body) -> Body | None:
         """Delete a Job after its pods. Return the Job, or None if it is gone. Raises `ApiError` (409) if it changed."""
@@ -192,7 +191,7 @@ class KubeClient:
         Raises `ApiError` (409) if the patch has another resourceVersion than the stored object.
         """
         path = f"{FINETUNEJOBS.build_path(namespace)}/{name}/status"
-        return await self._call_api("PATCH", path, body=patch, content_type=MERGE_PATCH)
+        return await self._call_api("PATCH", path, body=patch)
 
     async def list_events(self, namespace: str, uid: str) -> list[Body]:
         """Return the Events of an object, at most `MAX_EVENTS`: users may create Events about any object."""
@@ -220,15 +219,11 @@ class KubeClient:
         return items
 
     async def _call_api(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: dict[str, str] | None = None,
-        body: Body | None = None,
-        content_type: str = "application/json",
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Body | None = None
     ) -> Body:
-        # A process may be frozen and resume in the middle of a reconcile, after another replica became the leader.
-        if method != "GET" and not self._may_write():
-            raise NotLeaderError(f"no longer the leader: {method} {path} was not sent")
-        return await self._transport.call(method, path, query=query, body=body, content_type=content_type)
+        def check_leadership() -> None:
+            # A process may be frozen, or wait for a login, and resume after another replica became the leader.
+            if method != "GET" and not self._may_write():
+                raise NotLeaderError(f"no longer the leader: {method} {path} was not sent")
+
+        return await self._transport.call(method, path, query=query, body=body, check_permission=check_leadership)

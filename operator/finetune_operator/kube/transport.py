@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -25,11 +25,13 @@ from finetune_operator.api.objects import Body
 from finetune_operator.kube.login import LoginError, get_authorization, load_configuration
 from finetune_operator.telemetry import counters
 
-MERGE_PATCH = "application/merge-patch+json"
-
+_CONTENT_TYPES = {"PATCH": "application/merge-patch+json"}
+"""Content types other than JSON, by HTTP method."""
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # the transport has one that includes the login
 _MIN_LOGIN_INTERVAL = 10.0
 """Minimum number of seconds between two logins. Logins of rejected users would call an exec plug-in all the time."""
+_MAX_RETRY_AFTER = 300.0
+"""Maximum number of seconds that a response may delay the next request."""
 _VERB_BY_METHOD = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -45,6 +47,10 @@ class ApiError(Exception):
         """Minimum seconds until a retry, from the header `Retry-After`."""
 
 
+class InvalidResponseError(aiohttp.ClientError):
+    """A response without an error status is not what the API server sends, such as the login page of a proxy."""
+
+
 class CertificateError(aiohttp.ClientError):
     """The certificate of the API server is not valid."""
 
@@ -53,12 +59,21 @@ CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, LoginError)
 """Raised if there is no response from the API server."""
 
 
+Decoded = TypeVar("Decoded")
+_BODY_DECODER = msgspec.json.Decoder(dict[str, Any])
+
+
+def _permit() -> None:
+    """Permit a request."""
+
+
 class _Request(NamedTuple):
     method: str
     path: str
     query: dict[str, str]
     body: Body | None = None
-    content_type: str = "application/json"
+    check_permission: Callable[[], None] = _permit
+    """Called each time before the request is sent. It raises an error if the request must not be sent any more."""
 
 
 class _Response(NamedTuple):
@@ -111,12 +126,15 @@ class Transport:
         *,
         query: dict[str, str] | None = None,
         body: Body | None = None,
-        content_type: str = "application/json",
+        check_permission: Callable[[], None] = _permit,
     ) -> Body:
-        """Send a request and return the decoded body. Raises `ApiError` or one of `CONNECTION_ERRORS`."""
-        request = _Request(method, path, query or {}, body, content_type)
-        decoded: Body = msgspec.json.decode(await self._send_measured(request))
-        return decoded
+        """Send a request and return the decoded body. A PATCH is a merge patch.
+
+        Raises `ApiError`, one of `CONNECTION_ERRORS`, or what `check_permission` raises: it is called each time before
+        the request is sent, which may be after a login.
+        """
+        request = _Request(method, path, query or {}, body, check_permission)
+        return decode_response(await self._send_measured(request), _BODY_DECODER)
 
     async def read_raw(self, path: str, query: dict[str, str]) -> bytearray:
         """Return the undecoded body of a GET request. Raises the same errors as `call`."""
@@ -154,6 +172,7 @@ class Transport:
 
     async def _send_request(self, client: ApiClient, request: _Request) -> _Response:
         headers = await self._build_headers(client, request)
+        request.check_permission()
         parameters = urlencode({key: value for key, value in request.query.items() if value})
         url = f"{client.configuration.host}{request.path}{'?' if parameters else ''}{parameters}"
         try:
@@ -169,7 +188,7 @@ class Transport:
 
     async def _build_headers(self, client: ApiClient, request: _Request) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": "finetune-operator"}
-        headers["Content-Type"] = request.content_type
+        headers["Content-Type"] = _CONTENT_TYPES.get(request.method, "application/json")
         if authorization := await get_authorization(client.configuration):
             headers["Authorization"] = authorization
         return headers
@@ -217,8 +236,17 @@ class Transport:
             with suppress(ValueError):
                 self._last_date_header, self._server_time = (
                     date_header,
-                    (parsedate_to_datetime(date_header), time.monotonic()),
+                    (parsedate_to_datetime(date_header).astimezone(UTC), time.monotonic()),
                 )
+
+
+def decode_response(content: bytearray, decoder: msgspec.json.Decoder[Decoded]) -> Decoded:
+    """Return the decoded body of a response. Raises `InvalidResponseError`, which is one of `CONNECTION_ERRORS`."""
+    try:
+        return decoder.decode(content)
+    except msgspec.DecodeError as error:
+        start = content[:200].decode(errors="replace")
+        raise InvalidResponseError(f"the response is not from the API server ({error}): {start}") from error
 
 
 def parse_verb_and_resource(method: str, path: str) -> tuple[str, str]:
@@ -244,8 +272,13 @@ def _build_api_error(response: _Response) -> ApiError:
         response.status,
         str(reason or "Unknown"),
         str(message or response.content[:200].decode(errors="replace")),
-        float(response.retry_after) if response.retry_after and response.retry_after.isdigit() else 0.0,
+        _parse_retry_after(response.retry_after or ""),
     )
+
+
+def _parse_retry_after(text: str) -> float:
+    """Return the seconds of the header. A proxy may send a date or nonsense instead."""
+    return min(float(text), _MAX_RETRY_AFTER) if text.isascii() and text.isdigit() else 0.0
 
 
 def _build_certificate_error(server: str, error: aiohttp.ClientConnectorCertificateError) -> CertificateError:

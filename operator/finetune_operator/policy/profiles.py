@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from finetune_operator.api import ConfigMapKeyRef
-from finetune_operator.api.compute import LabelValue, QualifiedName, Quantity, Toleration
+from finetune_operator.api.compute import LabelValue, QualifiedName, Toleration
 from finetune_operator.policy.pod_fields import (
     Affinity,
     DnsConfig,
@@ -24,7 +24,7 @@ from finetune_operator.policy.pod_fields import (
     TopologySpreadConstraint,
 )
 from finetune_trainer import contract
-from finetune_trainer.contract import ObjectName
+from finetune_trainer.contract import ObjectName, Quantity
 
 CA_VARIABLES = (contract.CA_BUNDLE_ENV, "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables with the path of a CA bundle. boto3 and the trainer's S3 client read the first, the hub's client (httpx and

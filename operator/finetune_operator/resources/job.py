@@ -12,8 +12,10 @@ from finetune_operator.api.labels import (
     INSTALLATION_ANNOTATION,
     JOB_LABEL,
     KUEUE_LABELS,
+    MANAGED_BY_LABEL,
     SCRATCH_CLAIM_LABEL,
     SUSPEND_AT_STEP_ANNOTATION,
+    TERMINATION_LOG,
     TRAINER_CONTAINER,
     VISIBLE_DEVICES_ENV,
 )
@@ -120,7 +122,7 @@ def _build_scratch_label(compute: ComputeSpec) -> dict[str, str]:
 
 
 def _build_labels(meta: ObjectMeta) -> dict[str, str]:
-    return {"app.kubernetes.io/managed-by": "finetune-operator", JOB_LABEL: meta.name}
+    return {**MANAGED_BY_LABEL, JOB_LABEL: meta.name}
 
 
 def _build_annotations(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str]:
@@ -170,7 +172,7 @@ def _build_container(finetunejob: FineTuneJob, settings: Settings, mounts: list[
         "ports": [{"name": "progress", "containerPort": contract.PROGRESS_PORT}],
         "resources": _build_resource_requirements(compute),
         "volumeMounts": [mount for mount, _ in mounts],
-        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "securityContext": security.build_container_security_context(),
     }
@@ -184,7 +186,7 @@ def _build_environment(finetunejob: FineTuneJob) -> dict[str, str]:
     environment = encode_config(TrainerConfig.from_manifest(finetunejob.to_json())) | {
         contract.RUN_ID_ENV: finetunejob.metadata.uid,
         contract.JOB_ENV: f"{finetunejob.metadata.namespace}/{finetunejob.metadata.name}",
-        contract.OUTCOME_PATH_ENV: "/dev/termination-log",
+        contract.OUTCOME_PATH_ENV: TERMINATION_LOG,
         contract.STOP_SECONDS_ENV: str(max(1, compute.termination_grace_period_seconds - _SHUTDOWN_RESERVE_SECONDS)),
     }
     if finetunejob.metadata.creation_timestamp:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.compute import drop_reserved_keys
-from finetune_operator.api.labels import CLEAN_TASK, TASK_LABEL
+from finetune_operator.api.labels import CLEAN_TASK, MANAGED_BY_LABEL, TASK_LABEL, TERMINATION_LOG, VISIBLE_DEVICES_ENV
 from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.policy.profiles import ChosenProfile
@@ -66,7 +66,7 @@ def _build_plain_job(finetunejob: FineTuneJob, settings: Settings, not_before: s
     config = _build_clean_config(finetunejob, settings)
     identity = f"{meta.uid}/{'deleted' if not_before else 'ended'}/{_encode_config(config)}"
     config = config.model_copy(update={"clean": config.clean.model_copy(update={"not_before": not_before})})
-    labels = {"app.kubernetes.io/managed-by": "finetune-operator", TASK_LABEL: CLEAN_TASK}
+    labels = {**MANAGED_BY_LABEL, TASK_LABEL: CLEAN_TASK}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -150,8 +150,8 @@ def _build_pod_spec(spec: FineTuneJobSpec, settings: Settings, config: str) -> B
 def _build_container(spec: FineTuneJobSpec, settings: Settings, config: str) -> Body:
     environment = {
         contract.TASK_CONFIG_ENV: config,
-        contract.OUTCOME_PATH_ENV: "/dev/termination-log",
-        "NVIDIA_VISIBLE_DEVICES": "none",  # images of CUDA make all GPUs of the node visible otherwise
+        contract.OUTCOME_PATH_ENV: TERMINATION_LOG,
+        VISIBLE_DEVICES_ENV: "none",  # images of CUDA make all GPUs of the node visible otherwise
         **volumes.build_storage_environment(spec.storage, settings.defaults.allow_node_identity),
     }
     container: Body = {
@@ -161,7 +161,7 @@ def _build_container(spec: FineTuneJobSpec, settings: Settings, config: str) -> 
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "resources": _RESOURCES,
         "volumeMounts": [mount for mount, _ in volumes.build_storage_mounts(spec.storage)],
-        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "securityContext": security.build_container_security_context(),
     }

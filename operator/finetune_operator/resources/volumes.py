@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJobSpec, StorageSpec
-from finetune_operator.api.compute import ComputeSpec, Quantity, ScratchSpec, parse_quantity
+from finetune_operator.api.compute import ComputeSpec, ScratchSpec
 from finetune_operator.api.labels import SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
 from finetune_trainer import contract
+from finetune_trainer.contract import Quantity, parse_quantity
 
 SCRATCH_DIR = "/scratch"
 S3_CREDENTIALS_DIR = "/etc/finetune/s3"

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
-from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME, TRAINER_CONTAINER
+from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.event import VOLUME_ERROR_REASONS
@@ -36,8 +36,9 @@ from finetune_operator.observed.workload import is_queued
 from finetune_operator.status import deadlines, startup_errors
 from finetune_operator.status.startup_errors import StartupError
 from finetune_operator.status.stops import Stop, StopCause, is_completing
+from finetune_operator.status.texts import STAGE_TEXTS, describe_termination, join_reason
 from finetune_operator.status.usage import get_max_unreported
-from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage
+from finetune_trainer.contract import ExitCode, Reason
 
 
 class StateKind(Enum):
@@ -85,17 +86,6 @@ _STORAGE_REMEDIES = {
     None: "Raise ephemeral-storage in spec.compute.resources.limits and spec.compute.scratch.size, or remove the limit",
 }
 """What to do about a storage limit, by the name of the volume. None is a limit of the container or of the pod."""
-_STAGE_TEXTS = {
-    Stage.WAITING_FOR_OUTPUT: (
-        f"is waiting for another run to release spec.output.uri (at most {OUTPUT_WAIT_SECONDS} s)"
-    ),
-    Stage.DOWNLOADING: "is downloading the model and the data",
-    Stage.PREPARING: "is preparing the data",
-    Stage.LOADING: "is loading the model",
-    Stage.EVALUATING: "is evaluating the model",
-    Stage.EXPORTING: "is exporting the result",
-    Stage.UPLOADING: "is uploading the result",
-}
 
 
 def compute_state(observed: ObservedState, history: RunHistory, stop: Stop | None) -> RunState:
@@ -319,7 +309,7 @@ def _build_no_pod_state(job: Body, observed: ObservedState) -> RunState:
     if is_job_suspended(job):
         return _build_held_state(job, observed.queue_status)
     if observed.warning:
-        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, _join_reason(observed.warning))
+        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, join_reason(observed.warning))
     message = "The Job exists. Its pod is about to be created."
     return RunState(StateKind.STARTING, OperatorReason.JOB_CREATED, message)
 
@@ -330,7 +320,7 @@ def _build_running_state(pod: Body, observed: ObservedState, history: RunHistory
         policy, history.progress, history.last_attempt_time, observed.progress
     )
     if not deadlines.has_passed(stall_deadline, history.now):
-        activity = _STAGE_TEXTS.get(history.stage, "is training") if history.stage else "is running"
+        activity = STAGE_TEXTS.get(history.stage, "is training") if history.stage else "is running"
         return RunState(StateKind.RUNNING, OperatorReason.POD_RUNNING, f"Pod {get_name(pod)} {activity}.")
     since = history.progress.last_update_time if history.progress else ""
     message = (
@@ -347,7 +337,7 @@ def _build_retrying_state(job: Body, last_pod: Body, observed: ObservedState) ->
         held = _build_held_state(job, observed.queue_status)
         return held._replace(message=f"{held.message} {end}")
     if observed.warning:
-        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{_join_reason(observed.warning)} {end}")
+        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{join_reason(observed.warning)} {end}")
     return RunState(StateKind.STARTING, OperatorReason.RETRYING, f"The Job starts another attempt. {end}")
 
 
@@ -357,13 +347,13 @@ def _build_pending_state(pod: Body, observed: ObservedState) -> RunState:
         return _build_startup_error_state(OperatorReason.UNSCHEDULABLE, message, observed, gpu)
     waiting = get_waiting_reason(pod) or ReasonMessage("", "")
     if waiting.reason in IMAGE_ERROR_REASONS:
-        return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, _join_reason(waiting))
+        return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, join_reason(waiting))
     warning = observed.warning
     if waiting.reason in CONTAINER_ERROR_REASONS:
-        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(waiting), observed)
+        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, join_reason(waiting), observed)
     if warning and warning.reason in VOLUME_ERROR_REASONS:
-        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(warning), observed)
-    warning_text = f" {_join_reason(warning)}" if warning else ""
+        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, join_reason(warning), observed)
+    warning_text = f" {join_reason(warning)}" if warning else ""
     activity = "is filling or verifying the model cache" if is_filling_model_cache(pod) else "is starting"
     message = f"Pod {get_name(pod)} {activity}.{warning_text}"
     return RunState(StateKind.STARTING, OperatorReason.POD_PENDING, message)
@@ -393,23 +383,3 @@ def _build_held_state(job: Body, queue_status: ReasonMessage | None) -> RunState
         f"patch job {target} --type=merge -p '{_RESUME_PATCH}'. To suspend a run, set spec.suspend of the FineTuneJob."
     )
     return RunState(StateKind.STARTING, OperatorReason.JOB_SUSPENDED, message)
-
-
-def _join_reason(reason_message: ReasonMessage) -> str:
-    return ": ".join(part for part in reason_message if part)
-
-
-def describe_termination(termination: ContainerTermination) -> str:
-    """Return sentences for users on how an attempt ended, and which checkpoint it has saved."""
-    if termination.outcome:
-        end = f"The last attempt ended with {termination.outcome.reason}: {termination.outcome.message}"
-        return f"The pod was evicted: {termination.eviction_message} {end}" if termination.eviction_message else end
-    if termination.container != TRAINER_CONTAINER:
-        end = _join_reason(termination.reason_message)
-        return f"The init container {termination.container} was terminated ({end}), so that no trainer started."
-    saved = f" A checkpoint of step {termination.checkpoint.step} is stored." if termination.checkpoint else ""
-    if termination.reason_message.reason == "OOMKilled":
-        return f"The last attempt exceeded its memory limit. Raise spec.compute.resources.limits.memory.{saved}"
-    verb = "ended" if termination.exit_code is None else f"exited with code {termination.exit_code}"
-    reason = _join_reason(termination.reason_message)
-    return f"The last attempt {verb}{f' ({reason})' if reason else ''} and wrote no termination message.{saved}"

@@ -135,6 +135,28 @@ async def test_selftest_older_crd_fails(installed: NamespaceHarness, capsys: pyt
     assert "older than the operator: it lacks spec.cancel (fields: 1). Set" in capsys.readouterr().out
 
 
+ODD_ANSWERS = {
+    "a proxy's page": ("<html>log in</html>", "the answer is not from the API server"),
+    "an empty object": ("{}", "no replica holds the Lease"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+async def test_selftest_odd_answer_is_reported(
+    installed: NamespaceHarness, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    """For example, the OpenAPI document of a CRD that is being installed has no schema yet."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(text=content)
+
+    installed.proxy.interceptor = answer
+    assert not await run_selftest(installed)
+    output = capsys.readouterr().out
+    assert message in output
+    assert output.count("FAILED: ") == output.count("\n") - output.count("ok: ")
+
+
 async def test_selftest_api_server_that_accepts_everything_fails(
     installed: NamespaceHarness, capsys: pytest.CaptureFixture[str]
 ) -> None:

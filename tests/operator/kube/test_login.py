@@ -17,7 +17,7 @@ from aiohttp import web
 from kubernetes.aio.config import incluster_config
 from tests.support.operator.tls import create_certificate
 
-from finetune_operator.kopf_settings import log_in
+from finetune_operator.kopf_settings import WatchLogin
 from finetune_operator.kube import transport
 from finetune_operator.kube.login import LoginError, load_configuration
 from finetune_operator.kube.transport import CONNECTION_ERRORS, Transport
@@ -118,7 +118,7 @@ async def test_login_exec_plugin_is_called_again_when_token_expires(server: Fake
             (folder / "token").write_text(token)
             await client.call("GET", PATH)
         assert (folder / "calls").read_text() == "\n\n"
-        assert (await log_in()).token == "second"
+        assert (await WatchLogin().log_in()).token == "second"
     assert server.rejected == ["first"]
 
 
@@ -129,7 +129,7 @@ async def test_login_exec_plugin_failure_is_a_login_error(server: FakeApiServer,
     with pytest.raises(LoginError, match="exec plug-in failed"):
         await _list_pods()
     with pytest.raises(kopf.TemporaryError, match="exec plug-in failed"):
-        await log_in()
+        await WatchLogin().log_in()
 
 
 async def test_login_rotated_token_file_is_read(server: FakeApiServer, folder: Path) -> None:
@@ -140,7 +140,7 @@ async def test_login_rotated_token_file_is_read(server: FakeApiServer, folder: P
         server.token = "second"
         (folder / "token").write_text("second\n")
         await client.call("GET", PATH)
-    assert (await log_in()).token == "second"
+    assert (await WatchLogin().log_in()).token == "second"
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ async def test_login_service_account_token_is_read_again(server: FakeApiServer, 
         server.token = "second"
         service_account.write_text("second")
         await client.call("GET", PATH)
-    connection = await log_in()
+    connection = await WatchLogin().log_in()
     assert (connection.server, connection.token) == (f"https://127.0.0.1:{server.port}", "second")
 
 
@@ -243,7 +243,7 @@ async def test_login_proxy_is_used(
         await _list_pods()
     assert proxy.heads[0].startswith("CONNECT kubernetes.test:6443 ")
     assert "Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=" in proxy.heads[0]
-    assert (await log_in()).proxy_url == url
+    assert (await WatchLogin().log_in()).proxy_url == url
 
 
 INVALID = {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.kube import transport
+from finetune_operator.kube.client import PODS, KubeClient, NotLeaderError
 from finetune_operator.kube.login import LoginError
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError, Transport
 
@@ -167,21 +170,47 @@ async def test_transport_error_answer_raises_with_message(answer: Callable[[], w
     assert str(error.value) == message
 
 
-async def test_transport_retry_after_header_is_read() -> None:
-    async with _open_transport(lambda: web.json_response({}, status=429, headers={"Retry-After": "7"})) as (client, _):
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("9" * 400, 300), ("²", 0), ("Fri, 27 Nov 2020 06:00:00 GMT", 0)]
+)
+async def test_transport_retry_after_header_is_read(header: str, seconds: float) -> None:
+    answer: dict[str, Any] = {"status": 429, "headers": {"Retry-After": header}}
+    async with _open_transport(lambda: web.json_response({}, **answer)) as (client, _):
         with pytest.raises(ApiError) as error:
             await client.call("GET", PATH)
-    assert error.value.retry_after == 7
+    assert error.value.retry_after == seconds
 
 
 async def test_transport_now_follows_date_header() -> None:
     """The clock follows the responses' Date headers. Missing and invalid ones are ignored."""
     dates = iter(
-        ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT"]
-    )
-    expected = [(6, 0), (6, 0), (6, 0), (7, 0)]
+        ["Fri, 27 Nov 2020 06:00:00 GMT", "Fri, 27 Nov 2020 06:00:00 GMT", "soon", "Fri, 27 Nov 2020 07:00:00 GMT",
+         "Fri, 27 Nov 2020 08:00:00 -0000"]
+    )  # fmt: skip
+    expected = [(6, 0), (6, 0), (6, 0), (7, 0), (8, 0)]
     async with _open_transport(lambda: web.json_response({}, headers={"Date": next(dates)})) as (client, _):
         for hour_and_minute in expected:
             await client.call("GET", PATH)
             now = client.now()
-            assert (now.year, now.hour, now.minute) == (2020, *hour_and_minute)
+            assert (now.year, now.hour, now.minute, now.utcoffset()) == (2020, *hour_and_minute, timedelta())
+
+
+PAGES = {"a page": "<html>log in</html>", "a text": '"log in"', "nothing": ""}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+async def test_transport_page_of_a_proxy_is_a_connection_error(page: str) -> None:
+    """A page that is sent with 200 must not end the leader election, nor stop the lists of other namespaces."""
+    async with _open_transport(lambda: web.Response(text=page)) as (client, _):
+        with pytest.raises(CONNECTION_ERRORS, match="the response is not from the API server"):
+            await client.call("GET", PATH)
+        with pytest.raises(CONNECTION_ERRORS, match="the response is not from the API server"):
+            await KubeClient(client, lambda: True).list_objects(PODS, "team")
+
+
+async def test_client_leadership_lost_during_login_repeats_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _open_transport_with_expiring_tokens(monkeypatch) as (client, tokens, login):
+        tokens.valid_from = 2
+        with pytest.raises(NotLeaderError):
+            await KubeClient(client, lambda: login.count == 1).create_event({"metadata": {"namespace": "team"}})
+    assert [request.method for request in tokens.requests] == ["POST"]

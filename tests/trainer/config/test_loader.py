@@ -49,6 +49,7 @@ SCRATCH_SIZES = {
     "not set": ("  compute: {nodes: 2}\n", None),
     "binary unit": ("  compute: {scratch: {size: 1.5Gi}}\n", 1.5 * 2**30),
     "decimal unit": ("  compute: {scratch: {size: 20G}}\n", 20e9),
+    "thousandths": ("  compute: {scratch: {size: 20000m}}\n", 20),
     "no unit": ("  compute: {scratch: {size: 1000}}\n", 1000),
     "no quantity": ("  compute: {scratch: {size: large}}\n", None),
     "no scratch": ("  compute: {scratch: 7}\n", None),

@@ -27,9 +27,11 @@ from finetune_trainer.contract import (
     CONFIG_ENV,
     DNS_LABEL_PATTERN,
     JOB_NAME_MAX_LENGTH,
+    QUANTITY_PATTERN,
     Reason,
     TrainerConfig,
     get_config_variable,
+    parse_quantity,
 )
 from finetune_trainer.errors import TrainerError
 
@@ -41,14 +43,6 @@ _CLEARER_MESSAGES = {"extra_forbidden": "there is no such field", "missing": "th
 _TEXT_REQUIRED = "text is required: quote it"
 _METADATA_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
 """What a field of the metadata names, and its maximum length."""
-
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[kMGTPE]|[KMGTPE]i)")
-"""A quantity of bytes as in Kubernetes: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/"""
-_QUANTITY_UNITS = {
-    "": 1,
-    **{unit: 1000**power for power, unit in enumerate("kMGTPE", 1)},
-    **{f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)},
-}
 
 
 class _PlainConstructor(RoundTripConstructor):
@@ -120,8 +114,7 @@ def read_scratch_size(path: Path) -> int | None:
     compute = _read_job_document(path)["spec"].get("compute")
     scratch = compute.get("scratch") if isinstance(compute, dict) else None
     size = scratch.get("size") if isinstance(scratch, dict) else None
-    match = _QUANTITY.fullmatch(str(size))
-    return int(float(match[1]) * _QUANTITY_UNITS[match[2]]) if match else None
+    return int(parse_quantity(str(size))) if re.fullmatch(QUANTITY_PATTERN, str(size)) else None
 
 
 def read_job_name(path: Path) -> str:

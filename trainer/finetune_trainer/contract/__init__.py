@@ -77,6 +77,7 @@ from finetune_trainer.contract.outcome import (
     StepResult,
     StoredCheckpoint,
 )
+from finetune_trainer.contract.quantity import QUANTITY_PATTERN, Quantity, parse_quantity
 from finetune_trainer.contract.task import CleanReport, CleanTask, TaskConfig, TaskOutcome
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
 from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
@@ -103,6 +104,7 @@ __all__ = [
     "OUTPUT_WAIT_SECONDS",
     "PROCESSES_ENV",
     "PROGRESS_PORT",
+    "QUANTITY_PATTERN",
     "RENDEZVOUS_ENV",
     "RENDEZVOUS_PORT",
     "RUN_ID_ENV",
@@ -146,6 +148,7 @@ __all__ = [
     "Output",
     "Preparation",
     "Progress",
+    "Quantity",
     "Reason",
     "Result",
     "SecretRef",
@@ -165,4 +168,5 @@ __all__ = [
     "Validation",
     "cel_rules",
     "get_config_variable",
+    "parse_quantity",
 ]

@@ -19,8 +19,7 @@ def cel_rules(*rules: CelRule) -> dict[str, Any]:
 
 NO_PARENT = ("!self.uri.contains('/../') && !self.uri.endsWith('/..')", "uri must not contain '..'")
 SHORT_IN_BYTES = ("bytes(self.uri).size() <= 1024", "uri must not be longer than 1024 bytes")
-"""S3's own limit on the length of keys. It also limits the size of the config, which is passed in one environment
-variable."""
+"""S3's own limit on the length of keys. It also limits the size of the config."""
 
 
 class Model(BaseModel):

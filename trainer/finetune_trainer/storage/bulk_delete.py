@@ -9,6 +9,7 @@ from itertools import islice
 from botocore import exceptions as boto
 
 from finetune_trainer.storage.client import S3, Bucket
+from finetune_trainer.storage.conditional import MISSING_CODES
 from finetune_trainer.storage.errors import OUTPUT_ERRORS, build_response_error, translate_errors
 from finetune_trainer.storage.locations import Location
 
@@ -18,7 +19,6 @@ _MAX_KEYS = 1000
 """Maximum number of keys of a request: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html."""
 _UNSUPPORTED_CODES = ("NotImplemented", "501", "MethodNotAllowed", "405", "MissingContentMD5", "InvalidRequest")
 """Error codes of stores without the request, or that want another checksum for it."""
-_MISSING_CODES = ("NoSuchKey", "404")
 
 
 class BulkDeleter:
@@ -52,7 +52,7 @@ class BulkDeleter:
                 log.info("%s: the store cannot delete several objects at once (%s)", location, error)
                 return False
         for failure in response.get("Errors", []):
-            if failure.get("Code") not in _MISSING_CODES:
+            if failure.get("Code") not in MISSING_CODES:
                 subject = f"s3://{self._bucket.name}/{failure.get('Key', '')} at {self._bucket.endpoint}"
                 raise build_response_error(subject, failure.get("Code", ""), OUTPUT_ERRORS)
         return True

@@ -20,7 +20,7 @@ _MAX_READ_BYTES = 16 * 2**20
 """Limit of what is read into memory. Records of the trainer have a few KiB."""
 _UNSUPPORTED_CODES = ("NotImplemented", "501")
 _CONFLICT_CODES = ("ConditionalRequestConflict", "PreconditionFailed", "409", "412")
-_MISSING_CODES = ("NoSuchKey", "404")
+MISSING_CODES = ("NoSuchKey", "404")
 
 
 class ConditionalWritesUnsupported(Exception):
@@ -55,7 +55,7 @@ def _get_object(bucket: Bucket, key: str) -> ObjectWithETag | None:
     try:
         response = bucket.client.get_object(Bucket=bucket.name, Key=key)
     except boto.ClientError as error:
-        if error.response["Error"].get("Code") in _MISSING_CODES:
+        if error.response["Error"].get("Code") in MISSING_CODES:
             return None
         raise
     return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
@@ -82,7 +82,7 @@ def _put_conditionally(s3: S3, location: Location, content: bytes, etag: str | N
             code = get_error_code(error)
             if code in _UNSUPPORTED_CODES:
                 raise ConditionalWritesUnsupported from error
-            if code in _CONFLICT_CODES or (etag is not None and code in _MISSING_CODES):
+            if code in _CONFLICT_CODES or (etag is not None and code in MISSING_CODES):
                 return None
             raise
 

@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 _MAX_STARTS = 20
 """Maximum number of ended runs, and of suspended Jobs, that are started by one poll: after an upgrade or a long
 retention thousands may be due."""
-
-
 _POLLS_PER_TRY = 12
 """Polls until a due run is enqueued again, about an hour: its Job has failed, or a live run uses its output."""
 

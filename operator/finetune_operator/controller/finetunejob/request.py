@@ -14,8 +14,6 @@ from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.observed.objects import is_finished
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
-
 _UNKNOWN_NAME_ERRORS = frozenset({"extra_forbidden", "enum", "literal_error", "union_tag_invalid"})
 """Errors of pydantic for fields and values that a newer version may have added."""
 
