@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from finetune_operator.api import ConditionType, OperatorReason, Phase
-from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME, TRAINER_CONTAINER
+from finetune_operator.api.labels import QUEUE_LABEL, SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.event import VOLUME_ERROR_REASONS
@@ -34,10 +34,11 @@ from finetune_operator.observed.pod import (
 from finetune_operator.observed.state import Blocked, ObservedState, RunHistory
 from finetune_operator.observed.workload import is_queued
 from finetune_operator.status import deadlines, startup_errors
+from finetune_operator.status.descriptions import describe_termination, join_reason
 from finetune_operator.status.startup_errors import StartupError
 from finetune_operator.status.stops import Stop, StopCause, is_completing
 from finetune_operator.status.usage import get_max_unreported
-from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage
+from finetune_trainer.contract import OUTPUT_WAIT_SECONDS, ExitCode, Reason, Stage, StepResult
 
 
 class StateKind(Enum):
@@ -102,11 +103,11 @@ def compute_state(observed: ObservedState, history: RunHistory, stop: Stop | Non
     """Return the state of the run.
 
     In this order: a Job that has ended with a result or an error, a run that must have no Job, a Job that is absent or
-    has to be deleted, a Job that is about to fail, too many interruptions, a lost node, the last attempt.
+    has to be deleted, a Job that is about to fail, a full disk, too many interruptions, a lost node, the last attempt.
     """
     job = observed.job
     last_pod = find_newest_pod(list_reporting_pods(observed.pods))
-    if job and (end := _find_end_state(job, last_pod, observed)):
+    if job and (end := _find_end_state(job, last_pod, observed, history)):
         return end
     node_lost = _find_node_lost_state(observed, history)
     if stop and not (job and not is_job_complete(job) and is_completing(job, observed.pods)):
@@ -131,32 +132,36 @@ def _compute_job_state(
     return _find_startup_timeout_state(job, state, observed, history) or state
 
 
-def _find_end_state(job: Body, last_pod: Body | None, observed: ObservedState) -> RunState | None:
-    """Return the state of a run whose Job has ended. It continues if the Job ended at a step to stop at."""
+def _find_end_state(job: Body, last_pod: Body | None, observed: ObservedState, history: RunHistory) -> RunState | None:
+    """Return the state of a run whose Job has ended. It continues if the Job ended at a step to stop at, and is
+    complete if the Job failed after the result was published.
+    """
     if is_job_complete(job):
-        return None if _has_reached_step(job, last_pod) else _build_complete_state(job, last_pod)
+        return None if _has_reached_step(job, last_pod, history.step_result) else _build_complete_state(job, last_pod)
     if condition := find_true_condition(job, "Failed"):
         job_failure = ReasonMessage(condition.get("reason", ""), condition.get("message", ""))
-        return _build_failed_state(job_failure, observed)
+        return _find_published_state(observed.pods) or _build_failed_state(job_failure, observed)
     return None
 
 
-def _has_reached_step(job: Body, last_pod: Body | None) -> bool:
-    """Return whether the trainer reports that it has reached the step that it was started with.
+def _has_reached_step(job: Body, last_pod: Body | None, result: StepResult | None) -> bool:
+    """Return whether the trainer has reported that it has reached the step that it was started with.
 
-    A run that reports an earlier step would otherwise be started again and again.
+    The report is in the status, because the Job exists for a while after its pod is deleted. A run that reports an
+    earlier step would otherwise be started again and again.
     """
     outcome = get_termination(last_pod).outcome if last_pod else None
-    if outcome is None or outcome.reason is not Reason.STEP_REACHED or outcome.step_result is None:
+    if result is None or (outcome and outcome.reason in PUBLISHED_REASONS):
         return False
     requested = get_suspend_at_step(job)
-    return requested is not None and outcome.step_result.step >= requested
+    return requested is not None and result.step >= requested
 
 
 def _find_startup_timeout_state(
     job: Body, state: RunState, observed: ObservedState, history: RunHistory
 ) -> RunState | None:
-    deadline = deadlines.compute_startup_deadline(observed.run_policy, job, history.last_attempt_time, observed.pods)
+    last_attempt_time = history.last_attempt_creation_time or history.last_attempt_time
+    deadline = deadlines.compute_startup_deadline(observed.run_policy, job, last_attempt_time, observed.pods)
     if state.kind is not StateKind.STARTING or not deadlines.has_passed(deadline, history.now):
         return None
     seconds = deadlines.get_startup_deadline_seconds(observed.run_policy, job)
@@ -276,9 +281,9 @@ def _build_stopped_state(stop: Stop, observed: ObservedState, last_pod: Body | N
     return RunState(kind, OperatorReason.CANCELLING if is_cancelled else OperatorReason.SUSPENDING, message)
 
 
-def _find_published_state(deleted_pods: Sequence[Body]) -> RunState | None:
-    """Return the state of a run that published its result while its Job was being deleted."""
-    last_pod = find_newest_pod(list_rank_zero_pods(deleted_pods))
+def _find_published_state(pods: Sequence[Body]) -> RunState | None:
+    """Return the state of a run that published its result although its Job failed or was deleted."""
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
     outcome = get_termination(last_pod).outcome if last_pod else None
     if outcome is None or outcome.reason not in PUBLISHED_REASONS:
         return None
@@ -319,7 +324,7 @@ def _build_no_pod_state(job: Body, observed: ObservedState) -> RunState:
     if is_job_suspended(job):
         return _build_held_state(job, observed.queue_status)
     if observed.warning:
-        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, _join_reason(observed.warning))
+        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, join_reason(observed.warning))
     message = "The Job exists. Its pod is about to be created."
     return RunState(StateKind.STARTING, OperatorReason.JOB_CREATED, message)
 
@@ -347,7 +352,7 @@ def _build_retrying_state(job: Body, last_pod: Body, observed: ObservedState) ->
         held = _build_held_state(job, observed.queue_status)
         return held._replace(message=f"{held.message} {end}")
     if observed.warning:
-        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{_join_reason(observed.warning)} {end}")
+        return RunState(StateKind.STARTING, OperatorReason.JOB_REFUSED, f"{join_reason(observed.warning)} {end}")
     return RunState(StateKind.STARTING, OperatorReason.RETRYING, f"The Job starts another attempt. {end}")
 
 
@@ -357,13 +362,13 @@ def _build_pending_state(pod: Body, observed: ObservedState) -> RunState:
         return _build_startup_error_state(OperatorReason.UNSCHEDULABLE, message, observed, gpu)
     waiting = get_waiting_reason(pod) or ReasonMessage("", "")
     if waiting.reason in IMAGE_ERROR_REASONS:
-        return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, _join_reason(waiting))
+        return RunState(StateKind.STARTING, OperatorReason.IMAGE_PULL_FAILED, join_reason(waiting))
     warning = observed.warning
     if waiting.reason in CONTAINER_ERROR_REASONS:
-        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(waiting), observed)
+        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, join_reason(waiting), observed)
     if warning and warning.reason in VOLUME_ERROR_REASONS:
-        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, _join_reason(warning), observed)
-    warning_text = f" {_join_reason(warning)}" if warning else ""
+        return _build_startup_error_state(OperatorReason.CONTAINER_CONFIG_ERROR, join_reason(warning), observed)
+    warning_text = f" {join_reason(warning)}" if warning else ""
     activity = "is filling or verifying the model cache" if is_filling_model_cache(pod) else "is starting"
     message = f"Pod {get_name(pod)} {activity}.{warning_text}"
     return RunState(StateKind.STARTING, OperatorReason.POD_PENDING, message)
@@ -393,23 +398,3 @@ def _build_held_state(job: Body, queue_status: ReasonMessage | None) -> RunState
         f"patch job {target} --type=merge -p '{_RESUME_PATCH}'. To suspend a run, set spec.suspend of the FineTuneJob."
     )
     return RunState(StateKind.STARTING, OperatorReason.JOB_SUSPENDED, message)
-
-
-def _join_reason(reason_message: ReasonMessage) -> str:
-    return ": ".join(part for part in reason_message if part)
-
-
-def describe_termination(termination: ContainerTermination) -> str:
-    """Return sentences for users on how an attempt ended, and which checkpoint it has saved."""
-    if termination.outcome:
-        end = f"The last attempt ended with {termination.outcome.reason}: {termination.outcome.message}"
-        return f"The pod was evicted: {termination.eviction_message} {end}" if termination.eviction_message else end
-    if termination.container != TRAINER_CONTAINER:
-        end = _join_reason(termination.reason_message)
-        return f"The init container {termination.container} was terminated ({end}), so that no trainer started."
-    saved = f" A checkpoint of step {termination.checkpoint.step} is stored." if termination.checkpoint else ""
-    if termination.reason_message.reason == "OOMKilled":
-        return f"The last attempt exceeded its memory limit. Raise spec.compute.resources.limits.memory.{saved}"
-    verb = "ended" if termination.exit_code is None else f"exited with code {termination.exit_code}"
-    reason = _join_reason(termination.reason_message)
-    return f"The last attempt {verb}{f' ({reason})' if reason else ''} and wrote no termination message.{saved}"
