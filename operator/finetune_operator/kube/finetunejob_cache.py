@@ -111,11 +111,16 @@ class PodCache(ObjectCache):
     def delete(self, body: Body) -> None:
         """Drop a deleted pod, but keep its final state if it had ended and its run has not."""
         super().delete(body)
-        key = get_owner_key(body)
-        if get_finished_at(body) and not self._has_ended(key):
-            self._retain_deleted_pod(key, self._transform_object(body))
+        self._retain(self._transform_object(body))
 
-    def _retain_deleted_pod(self, key: ObjectKey, deleted_pod: Body) -> None:
+    def _drop_lost_object(self, uid: str) -> None:
+        self._retain(self._body_by_uid[uid])
+        super()._drop_lost_object(uid)
+
+    def _retain(self, deleted_pod: Body) -> None:
+        key = get_owner_key(deleted_pod)
+        if not get_finished_at(deleted_pod) or self._has_ended(key):
+            return
         pods_by_index, index = self._deleted_pods.setdefault(key, {}), get_completion_index(deleted_pod)
         failed_pod = {
             **deleted_pod,

@@ -82,9 +82,12 @@ class StorageEviction(NamedTuple):
 
 
 def find_storage_eviction(pods: Iterable[Body]) -> StorageEviction | None:
-    """Return the eviction of the first pod that exceeded a storage limit, or None if no pod did."""
+    """Return the eviction of the first pod that exceeded a storage limit, or None if no pod did.
+
+    A pod whose trainer had succeeded before is none: the next attempt finds its result or its checkpoint.
+    """
     for pod in pods:
-        message = get_eviction_message(pod)
+        message = "" if get_termination(pod).exit_code == ExitCode.OK else get_eviction_message(pod)
         for pattern in _STORAGE_LIMIT_MESSAGES:
             if match := pattern.search(message):
                 return StorageEviction(message, match.groupdict().get("volume"))

@@ -9,7 +9,7 @@ from finetune_operator.api import ObservedProgress, OperatorReason
 from finetune_operator.api.objects import Body
 from finetune_operator.api.run_policy import RunPolicy
 from finetune_operator.observed.objects import ReasonMessage
-from finetune_trainer.contract import Progress, Stage
+from finetune_trainer.contract import Progress, Stage, StepResult
 
 
 class Blocked(NamedTuple):
@@ -58,7 +58,11 @@ class RunHistory:
     """Attempts since the latest checkpoint whose termination was never reported."""
     last_attempt_time: str | None = None
     """When a trainer last started."""
+    last_attempt_creation_time: str | None = None
+    """When the pod of that trainer was created. It is unknown if an earlier version recorded the attempt."""
     progress: ObservedProgress | None = None
     """The last reported progress. Its `lastUpdateTime` is the time of the last change."""
     stage: Stage | None = None
     """The stage of the running pod, or None if it has not reported one."""
+    step_result: StepResult | None = None
+    """The result at the last step to stop at that the training has reached."""

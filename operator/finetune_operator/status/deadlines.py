@@ -50,9 +50,8 @@ def requeue_after(observed: ObservedState, status: FineTuneJobStatus, now: str) 
     last_pod = find_newest_pod(list_rank_zero_pods(observed.pods))
     due_times = [compute_node_lost_deadline(pod) for pod in (*observed.orphaned_pods, *observed.pods)]
     if observed.job:
-        due_times.append(
-            compute_startup_deadline(observed.run_policy, observed.job, status.last_attempt_time, observed.pods)
-        )
+        last_attempt_time = status.last_attempt_creation_time or status.last_attempt_time
+        due_times.append(compute_startup_deadline(observed.run_policy, observed.job, last_attempt_time, observed.pods))
     due_times.append(compute_budget_deadline(observed.run_policy, status, observed.pods, now))
     if last_pod and is_trainer_running(last_pod):
         due_times.append(
@@ -145,7 +144,8 @@ def compute_startup_deadline(
 ) -> float | None:
     """Return when a trainer must have started, or None if there is no deadline or a trainer has started.
 
-    The deadline counts from the start of the Job, which changes each time that a queue resumes it.
+    The deadline counts from the start of the Job, which changes each time that a queue resumes it. `last_attempt_time`
+    is when the pod of the last attempt was created, or when its trainer started if that is unknown.
     """
     job_start, seconds = parse_timestamp(get_job_started_at(job)), get_startup_deadline_seconds(run_policy, job)
     if seconds is None or job_start is None or is_job_suspended(job):
@@ -155,7 +155,7 @@ def compute_startup_deadline(
     has_started = any(
         get_started_at(pod) and _parse_creation_time(pod) >= job_start - STARTUP_GRACE_SECONDS for pod in pods
     )
-    if has_started or (parse_timestamp(last_attempt_time) or 0.0) >= job_start:
+    if has_started or (parse_timestamp(last_attempt_time) or 0.0) >= job_start - STARTUP_GRACE_SECONDS:
         return None
     return job_start + seconds
 

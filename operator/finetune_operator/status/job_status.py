@@ -33,7 +33,7 @@ def compute_status(
     progress = _find_latest_progress(observed, previous, attempts)
     step_result = _find_step_result(observed) or previous.step_result
     stop = find_stop(observed.run_policy, previous.model_copy(update={"step_result": step_result}), pods, now)
-    state = compute_state(observed, _build_run_history(attempts, observed, progress, now), stop)
+    state = compute_state(observed, _build_run_history(attempts, observed, progress, step_result, now), stop)
     streak = usage.InterruptionStreak() if state.kind is StateKind.SUSPENDED else attempts.previous_streak
     status = FineTuneJobStatus(
         observed_generation=meta.generation,
@@ -60,11 +60,24 @@ def compute_status(
 
 
 def _build_run_history(
-    attempts: usage.AttemptCounts, observed: ObservedState, progress: ObservedProgress | None, now: str
+    attempts: usage.AttemptCounts,
+    observed: ObservedState,
+    progress: ObservedProgress | None,
+    step_result: StepResult | None,
+    now: str,
 ) -> RunHistory:
     streak = usage.compute_current_streak(attempts, observed.pods)
     stage = progress.stage if progress else None
-    return RunHistory(now, streak.interruptions, streak.unreported, attempts.last_attempt_time, progress, stage)
+    return RunHistory(
+        now=now,
+        interruptions=streak.interruptions,
+        unreported_interruptions=streak.unreported,
+        last_attempt_time=attempts.last_attempt_time,
+        last_attempt_creation_time=attempts.last_attempt_creation_time,
+        progress=progress,
+        stage=stage,
+        step_result=step_result,
+    )
 
 
 def _find_step_result(observed: ObservedState) -> StepResult | None:
@@ -129,9 +142,9 @@ def _add_usage(
     status: FineTuneJobStatus, previous: FineTuneJobStatus, observed: ObservedState, now: str
 ) -> FineTuneJobStatus:
     """Return a changed status with the time used. It alone does not change a status, to avoid constant writes."""
-    if status.last_attempt_time is None:
-        return status
     pods = (*observed.orphaned_pods, *observed.pods)
+    if status.last_attempt_time is None and not any(map(get_started_at, pods)):
+        return status
     resource_usage = usage.compute_usage(previous, pods, observed.run_policy.gpus_per_node, now)
     changes = {
         "duration": readable.format_span(status.start_time or now, status.completion_time or now),

@@ -38,7 +38,7 @@ from finetune_operator.status.startup_errors import StartupError
 from finetune_operator.status.stops import Stop, StopCause, is_completing
 from finetune_operator.status.texts import STAGE_TEXTS, describe_termination, join_reason
 from finetune_operator.status.usage import get_max_unreported
-from finetune_trainer.contract import ExitCode, Reason
+from finetune_trainer.contract import ExitCode, Reason, StepResult
 
 
 class StateKind(Enum):
@@ -92,11 +92,11 @@ def compute_state(observed: ObservedState, history: RunHistory, stop: Stop | Non
     """Return the state of the run.
 
     In this order: a Job that has ended with a result or an error, a run that must have no Job, a Job that is absent or
-    has to be deleted, a Job that is about to fail, too many interruptions, a lost node, the last attempt.
+    has to be deleted, a Job that is about to fail, a full disk, too many interruptions, a lost node, the last attempt.
     """
     job = observed.job
     last_pod = find_newest_pod(list_reporting_pods(observed.pods))
-    if job and (end := _find_end_state(job, last_pod, observed)):
+    if job and (end := _find_end_state(job, last_pod, observed, history)):
         return end
     node_lost = _find_node_lost_state(observed, history)
     if stop and not (job and not is_job_complete(job) and is_completing(job, observed.pods)):
@@ -121,32 +121,36 @@ def _compute_job_state(
     return _find_startup_timeout_state(job, state, observed, history) or state
 
 
-def _find_end_state(job: Body, last_pod: Body | None, observed: ObservedState) -> RunState | None:
-    """Return the state of a run whose Job has ended. It continues if the Job ended at a step to stop at."""
+def _find_end_state(job: Body, last_pod: Body | None, observed: ObservedState, history: RunHistory) -> RunState | None:
+    """Return the state of a run whose Job has ended. It continues if the Job ended at a step to stop at, and is
+    complete if the Job failed after the result was published.
+    """
     if is_job_complete(job):
-        return None if _has_reached_step(job, last_pod) else _build_complete_state(job, last_pod)
+        return None if _has_reached_step(job, last_pod, history.step_result) else _build_complete_state(job, last_pod)
     if condition := find_true_condition(job, "Failed"):
         job_failure = ReasonMessage(condition.get("reason", ""), condition.get("message", ""))
-        return _build_failed_state(job_failure, observed)
+        return _find_published_state(observed.pods) or _build_failed_state(job_failure, observed)
     return None
 
 
-def _has_reached_step(job: Body, last_pod: Body | None) -> bool:
-    """Return whether the trainer reports that it has reached the step that it was started with.
+def _has_reached_step(job: Body, last_pod: Body | None, result: StepResult | None) -> bool:
+    """Return whether the trainer has reported that it has reached the step that it was started with.
 
-    A run that reports an earlier step would otherwise be started again and again.
+    The report is in the status, because the Job exists for a while after its pod is deleted. A run that reports an
+    earlier step would otherwise be started again and again.
     """
     outcome = get_termination(last_pod).outcome if last_pod else None
-    if outcome is None or outcome.reason is not Reason.STEP_REACHED or outcome.step_result is None:
+    if result is None or (outcome and outcome.reason in PUBLISHED_REASONS):
         return False
     requested = get_suspend_at_step(job)
-    return requested is not None and outcome.step_result.step >= requested
+    return requested is not None and result.step >= requested
 
 
 def _find_startup_timeout_state(
     job: Body, state: RunState, observed: ObservedState, history: RunHistory
 ) -> RunState | None:
-    deadline = deadlines.compute_startup_deadline(observed.run_policy, job, history.last_attempt_time, observed.pods)
+    last_attempt_time = history.last_attempt_creation_time or history.last_attempt_time
+    deadline = deadlines.compute_startup_deadline(observed.run_policy, job, last_attempt_time, observed.pods)
     if state.kind is not StateKind.STARTING or not deadlines.has_passed(deadline, history.now):
         return None
     seconds = deadlines.get_startup_deadline_seconds(observed.run_policy, job)
@@ -266,9 +270,9 @@ def _build_stopped_state(stop: Stop, observed: ObservedState, last_pod: Body | N
     return RunState(kind, OperatorReason.CANCELLING if is_cancelled else OperatorReason.SUSPENDING, message)
 
 
-def _find_published_state(deleted_pods: Sequence[Body]) -> RunState | None:
-    """Return the state of a run that published its result while its Job was being deleted."""
-    last_pod = find_newest_pod(list_rank_zero_pods(deleted_pods))
+def _find_published_state(pods: Sequence[Body]) -> RunState | None:
+    """Return the state of a run that published its result although its Job failed or was deleted."""
+    last_pod = find_newest_pod(list_rank_zero_pods(pods))
     outcome = get_termination(last_pod).outcome if last_pod else None
     if outcome is None or outcome.reason not in PUBLISHED_REASONS:
         return None

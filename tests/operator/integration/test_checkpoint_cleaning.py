@@ -106,6 +106,19 @@ async def test_failed_run_is_cleaned_once_after_retention(world: NamespaceHarnes
         assert await _list_task_jobs(world) == []  # there is nothing left to clean
 
 
+async def test_complete_run_seen_after_retention_is_not_cleaned(world: NamespaceHarness) -> None:
+    """The operator may have been down for that long. The trainer has deleted the checkpoints."""
+    async with world.run_operator(**RETENTION):
+        await _start_run(world)
+        message = json.dumps({"reason": "Completed", "message": "published"})
+        times = {"startedAt": _format_now(-3600), "finishedAt": _format_now(-3600)}
+        await world.report_container_state({"terminated": {"exitCode": 0, "message": message, **times}}, "Succeeded")
+        await world.report_job_end("Complete", end_time=_format_now(-3600))
+        await world.wait_for_reason("Completed")
+        await asyncio.sleep(0.8)
+    assert await _list_task_jobs(world) == []
+
+
 async def _get_cleaned_time(world: NamespaceHarness) -> str | None:
     time: str | None = (await world.get("finetunejobs"))["status"].get("checkpointsCleanedTime")
     return time

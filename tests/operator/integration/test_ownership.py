@@ -99,6 +99,21 @@ async def test_run_of_other_installation_gets_no_writes_until_handed_over(world:
         assert _count(operator, "finetune_foreign_jobs", world.namespace) == 0
 
 
+async def test_unseen_job_of_other_installation_is_not_replaced(world: NamespaceHarness) -> None:
+    """A Job without its label is in no cache, so this installation learns of it when it creates its own."""
+    async with world.run_operator(installation_id="team/old"):
+        await _assert_job_created(world, "bot")
+    await world.call("PATCH", world.path("jobs", "bot"), {"metadata": {"labels": {"finetune.dev/job": None}}})
+    await world.patch_spec({"suspendAtStep": 7})
+    async with world.run_operator(installation_id="team/new") as operator:
+
+        async def is_foreign() -> bool:
+            return _count(operator, "finetune_foreign_jobs", world.namespace) == 1
+
+        await world.wait_until(is_foreign)
+    assert "deletionTimestamp" not in (await world.get("jobs"))["metadata"]
+
+
 @pytest.mark.parametrize("installation_id", ["team/old", ""], ids=["renamed release with its old id", "no id"])
 async def test_run_of_same_or_unnamed_installation_is_adopted(world: NamespaceHarness, installation_id: str) -> None:
     async with world.run_operator(installation_id=installation_id):

@@ -13,7 +13,7 @@ from tests.support.operator.builders import build_key
 from finetune_operator.api import FineTuneJobStatus, ObjectMeta
 from finetune_operator.api.run_policy import RunPolicy, read_run_policy
 from finetune_operator.kube import transform
-from finetune_operator.kube.cache import ObjectCache
+from finetune_operator.kube.cache import ListSnapshot, ObjectCache
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key, get_owner_key
 from finetune_operator.observed.state import ObservedState
 from finetune_operator.status.deadlines import get_startup_deadline_seconds
@@ -260,3 +260,14 @@ def test_cache_standby_forgets_deleted_pods_of_ended_run(build: type[Builders]) 
     cache.finetunejobs.update(KEY, _build_ended_finetunejob(build, "complete", resourceVersion="11"))
     cache.evict_finished()
     assert cache.pods.list_with_deleted(KEY) == []
+
+
+@pytest.mark.parametrize(("state", "count"), [("terminated", 1), ("running", 0)])
+def test_cache_keeps_ended_pod_whose_deletion_was_missed(build: type[Builders], state: str, count: int) -> None:
+    cache, pod = FineTuneJobCache(), _build_deleted_pod(build, "bot-0", 0, 5)
+    if state == "running":
+        pod = {**pod, "status": build.pod(state={"running": {"startedAt": build.now}}, phase="Running")["status"]}
+    cache.finetunejobs.update(KEY, build.finetunejob())
+    cache.pods.update(KEY, pod)
+    cache.pods.replace({None: ListSnapshot(set(), 9)})
+    assert (len(cache.pods), len(cache.pods.list_with_deleted(KEY))) == (0, count)

@@ -82,6 +82,18 @@ def test_job_status_trainer_ran_with_skewed_clock_counts_as_started(
     assert compute_status(META, FineTuneJobStatus(), observed, _timestamp_at(40)).conditions[0].reason == reason
 
 
+def test_job_status_pod_is_gone_trainer_counts_as_started(build: type[Builders]) -> None:
+    """Its start is by the slow clock of its node, and its creation by that of the API server."""
+    policy = RunPolicy(startup_deadline_seconds=60)
+    before = FineTuneJobStatus(
+        attempts=1, last_attempt_time=_timestamp_at(9), last_attempt_creation_time=_timestamp_at(10)
+    )
+    observed = ObservedState(build.job(startTime=_timestamp_at(10)), run_policy=policy)
+    assert compute_status(META, before, observed, _timestamp_at(40)).reason == "JobCreated"
+    unknown = before.model_copy(update={"last_attempt_creation_time": None})
+    assert compute_status(META, unknown, observed, _timestamp_at(40)).reason == "StartupDeadlineExceeded"
+
+
 def test_job_patch_any_pod_running_keeps_active_deadline(build: type[Builders]) -> None:
     """The other pods of the attempt run and wait for the pod with index 0, which is replaced."""
     job = build.job(startTime=_timestamp_at(0))

@@ -176,6 +176,19 @@ def test_stop_step_changed_replaces_job_unless_it_ends(made_with: int | None, wa
         assert bool(changes.delete_job) is state.is_deletable, name
 
 
+def test_stopped_job_whose_pod_is_gone_stays_stopped() -> None:
+    """Its pods are deleted before it, and another replica may take over in between."""
+    request = _build_request(Case(False, False, "none", "none"))
+    request = request._replace(run_policy=request.run_policy._replace(suspend_at_step=100))
+    stopped = _build_job_states(100)["stopped at a step"]
+    before = _compute(request, _observe(request, stopped))
+    assert stopped.job
+    observed = ObservedState(_delete(stopped.job), run_policy=request.run_policy)
+    assert compute_status(META, before, observed, LATER) == before
+    raised = ObservedState(_delete(stopped.job), run_policy=request.run_policy._replace(suspend_at_step=200))
+    assert compute_status(META, before, raised, LATER).reason == "JobPending"
+
+
 @pytest.mark.parametrize("text", ["", "-1", "1e3", "٣", "9" * 5000, "null"])
 def test_stop_step_in_annotation_malformed_is_none(text: str) -> None:
     job = build_step_job()

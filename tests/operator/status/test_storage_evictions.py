@@ -85,3 +85,18 @@ def test_eviction_while_suspended_is_no_failure(build: type[Builders]) -> None:
     observed = ObservedState(build.job(), (_build_evicted_pod(build, SCRATCH_EXCEEDED, 143),))
     suspended = ObservedState(observed.job, observed.pods, run_policy=observed.run_policy._replace(suspend=True))
     assert _compute(suspended).phase == "Pending"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "phase", "reason"),
+    [(None, "Running", "Finishing"), (JOB_BACKOFF_LIMIT_EXCEEDED, "Complete", "Completed")],
+    ids=["Job active", "Job failed"],
+)
+def test_eviction_after_success_is_no_failure(
+    build: type[Builders], conditions: dict[str, tuple[str, str]] | None, phase: str, reason: str
+) -> None:
+    """The kubelet reports a pod as failed if it decided to evict it before the trainer ended."""
+    state = build.terminated(0, build_termination_message("Completed"))
+    pod = build.pod(state=state, phase="Failed", reason="Evicted", message=SCRATCH_EXCEEDED)
+    status = _compute(ObservedState(build.job(conditions), (pod,)))
+    assert (status.phase, status.reason) == (phase, reason)

@@ -163,3 +163,14 @@ def test_attempts_recorded_by_earlier_version_are_not_counted_again(build: type[
     timeline.status = timeline.status.model_copy(update={"last_attempt_creation_time": None})
     assert timeline.observe(5, pod).attempts == 1
     assert timeline.observe(9, pod, timeline.running_pod(8)).attempts == 2
+
+
+def test_usage_of_worker_before_first_attempt_is_stored(build: type[Builders]) -> None:
+    """The first pod is pending, while another one runs and waits for it."""
+    timeline = RunTimeline(build, budget_gpu_seconds=60)
+    worker = timeline.running_pod(1, "bot-1-x", index="1")
+    timeline.observe(1, build.pod("bot-0-x"), worker)
+    status = timeline.observe(3, build.pod("bot-0-x"), worker)
+    assert (status.attempts, status.gpu_seconds, status.accounted_time) == (None, 120, timestamp_at(3))
+    stopped = ObservedState(run_policy=RunPolicy(budget_gpu_seconds=60))
+    assert compute_status(META, status, stopped, timestamp_at(4)).reason == "BudgetExhausted"

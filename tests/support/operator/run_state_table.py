@@ -620,6 +620,12 @@ def build_state_cases() -> dict[str, StateCase]:
             "DeadlineExceeded",
             "activeDeadlineSeconds",
         ),
+        "active deadline exceeded, result published": StateCase(
+            finished_attempt(0, build_termination_message("Completed"), conditions=job_deadline_exceeded),
+            PHASE_COMPLETE,
+            "Completed",
+            "words",
+        ),
         "node lost": StateCase(ObservedState(job(active=1), (lost_pod,)), PHASE_STARTING, "NodeLost", "out-of-service"),
         "node of another worker lost": StateCase(
             ObservedState(job(), (first_pod, _expire_grace_period(_worker_pod(1, RUNNING_STATE, "Running")))),

@@ -55,7 +55,9 @@ class CheckpointCleaner:
     async def clean_ended_run(self, request: ReconcileRequest, status: FineTuneJobStatus) -> float | None:
         """Clean a failed or cancelled run whose retention has passed. Return the seconds until the next reconcile."""
         due_time = deadlines.compute_cleaning_time(status, self._settings.checkpoint_retention_seconds)
-        if not may_have_checkpoints(request.body) or not deadlines.has_passed(due_time, request.now):
+        if not may_have_checkpoints({**request.body, "status": status.to_json()}) or not deadlines.has_passed(
+            due_time, request.now
+        ):
             return None
         if find_live_run(self._cache.finetunejobs, get_expanded_output_uri(request.body)):
             return None  # it may resume from them, and deletes them itself

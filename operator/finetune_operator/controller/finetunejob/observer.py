@@ -56,7 +56,10 @@ class Observer:
         return await self.observe_job(request, job)
 
     async def observe_job(self, request: ReconcileRequest, job: Body | None) -> ObservedState:
-        """Return the state of the run with this Job and its pods, or without a Job."""
+        """Return the state of the run with this Job and its pods, or without a Job.
+
+        Raises `ApiError` (409) if the Job has ended and the cache does not contain yet how its pods did.
+        """
         if job is None:
             return ObservedState(
                 run_policy=request.run_policy,
@@ -66,8 +69,7 @@ class Observer:
             )
         pods = self._list_owned_pods(request, job)
         if is_finished(job) and _is_outcome_missing(job, pods):
-            for pod in await self._client.list_pods(request.key.namespace, request.key.name):
-                self._cache.pods.update(request.key, pod)
+            await self._update_pods(request, pods)
             pods = self._list_owned_pods(request, job)
         uid = job["metadata"]["uid"]
         return ObservedState(
@@ -101,6 +103,15 @@ class Observer:
         """Return the name of a pod of an earlier Job that still runs: two trainers would write the same output."""
         pods = (pod for pod in self._cache.pods.list_by_key(request.key) if is_alive(pod))
         return next((pod["metadata"]["name"] for pod in pods if get_controller_ref(pod).get("kind") == "Job"), None)
+
+    async def _update_pods(self, request: ReconcileRequest, cached_pods: Sequence[Body]) -> None:
+        """Read the pods of a Job that has ended. Raise if one is gone whose end the watch has not reported yet."""
+        stored_pods = await self._client.list_pods(request.key.namespace, request.key.name)
+        for pod in stored_pods:
+            self._cache.pods.update(request.key, pod)
+        stored_uids = {pod["metadata"]["uid"] for pod in stored_pods}
+        if any(is_alive(pod) and pod["metadata"]["uid"] not in stored_uids for pod in cached_pods):
+            raise ApiError(409, "Conflict", "a pod of the Job was deleted since it was cached")
 
     def _list_owned_pods(self, request: ReconcileRequest, job: Body) -> tuple[Body, ...]:
         pods = self._cache.pods.list_with_deleted(request.key)

@@ -180,10 +180,11 @@ def _has_reached_step(request: ReconcileRequest, observed: ObservedState, job: B
 def _list_pods_to_kill(observed: ObservedState, request: ReconcileRequest) -> list[Body]:
     """Return the pods of a cancelled run that may run for longer than it takes to kill them.
 
-    A Job that is about to report how it ended is not stopped.
+    Those of a Job whose trainers have all succeeded are left alone. Those of a Job that is about to fail are not: it
+    waits for them, as long as they save a checkpoint.
     """
     job, pods = observed.job, (*observed.orphaned_pods, *observed.pods)
-    if job and not is_being_deleted(job) and not _can_be_stopped(job, observed.pods):
+    if job and stops.is_completing(job, observed.pods):
         return []
     limit = (parse_timestamp(request.now) or 0.0) + 2 * KILL_SECONDS
     return [pod for pod in pods if is_alive(pod) and (parse_timestamp(get_grace_period_end(pod)) or math.inf) > limit]

@@ -124,6 +124,8 @@ class FineTuneJobReconciler:
             return replace(observed, blocked=job)
         if job:
             observed = await self._observer.observe_job(request, job)
+            if await self._ownership.is_foreign(request, job):
+                return observed
             changes = self._plan(request, observed)  # an adopted Job may be between two attempts
         if changes.ensure_service:
             await self._job_control.ensure_service(request)

@@ -82,6 +82,7 @@ TERMINATING_POD = {
     **RUNNING_POD,
     "metadata": {**RUNNING_POD["metadata"], "deletionTimestamp": "2026-11-23T08:02:00Z"},
 }
+SUCCEEDING_POD = build_pod(state=build_terminated_state(0), phase="Running")
 DYING_POD = {**RUNNING_POD, "metadata": {**RUNNING_POD["metadata"], "deletionTimestamp": "2026-11-23T08:00:01Z"}}
 PLAN_CASES |= {
     "cancelled": PlanCase(CANCELLED, ObservedState(), set()),
@@ -93,7 +94,8 @@ PLAN_CASES |= {
     "pod of a suspended run, cancelled": PlanCase(
         CANCELLED, ObservedState(orphaned_pods=(TERMINATING_POD,)), {"kill_pods"}
     ),
-    "finishing Job, cancelled": PlanCase(CANCELLED, ObservedState(FINISHING_JOB, (RUNNING_POD,)), set()),
+    "finishing Job, cancelled": PlanCase(CANCELLED, ObservedState(FINISHING_JOB, (RUNNING_POD,)), {"kill_pods"}),
+    "completing Job, cancelled": PlanCase(CANCELLED, ObservedState(build_job(), (SUCCEEDING_POD,)), set()),
 }
 
 
