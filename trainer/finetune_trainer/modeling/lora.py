@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,9 @@ def add_adapter(config: TrainerConfig, base: PreTrainedModel, model_dir: Path) -
     from peft import get_peft_model
 
     lora = build_lora_config(config, base, model_dir)
-    with _translate_target_errors():
+    with _translate_target_errors(), warnings.catch_warnings():
+        # PEFT warns that it corrects this setting for the layers of GPT-2, whose weights are transposed.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
         return get_peft_model(base, lora)
 
 
