@@ -107,12 +107,12 @@ def _read_exit_codes(process: subprocess.Popen[str], codes: dict[str, int]) -> N
 
 
 def test_job_suspended_by_queue_resumes_without_using_attempt(cluster: Cluster, flow: ClusterHarness) -> None:
-    """The run has a single attempt, so it would fail if the stop counted as one."""
-    _start_run(flow, "bot", 400, {}, backoffLimit=0)
+    """The run has a single attempt, so it would fail if the stop counted as one. The test acts as Kueue."""
+    _start_run(flow, "bot", 400, backoffLimit=0)
     saved = _wait_for_checkpoint(flow, "bot")
     with _record_exit_codes(cluster, flow) as codes:
         _patch_job(flow, "bot", {"spec": {"suspend": True}})
-        _wait_until_queued(flow, "bot", "suspended")
+        _wait_until_queued(flow, "bot", "until quota is available")
         flow.wait_for("bot", lambda _: not flow.get_object("job", "bot")["status"].get("active"))
     assert set(codes.values()) == {143}
     _patch_job(flow, "bot", {"status": {"startTime": None}}, "--subresource=status")
