@@ -87,10 +87,10 @@ class Release:
     async def operator(self, source: Path) -> AsyncIterator[None]:
         """Run the operator of a source tree with the environment of the chart's Deployment, and wait until it leads."""
         (container,) = (await self.read_pod_template())["containers"]
-        environment = {
-            variable["name"]: NAMESPACE if "valueFrom" in variable else variable.get("value", "")
-            for variable in container["env"]
-        }
+        environment: dict[str, str] = {}
+        for variable in container["env"]:
+            value = NAMESPACE if "valueFrom" in variable else variable.get("value", "")
+            environment[variable["name"]] = _expand_variables(value, environment)
         environment |= {
             "PYTHONPATH": f"{source / 'operator'}:{source / 'trainer'}",
             "KUBECONFIG": str(api.write_kubeconfig(self._folder, f"http://127.0.0.1:{self._world.proxy.port}")),
@@ -109,6 +109,11 @@ class Release:
         file = self._folder / "profiles.json"
         file.write_text(config_map["data"][file.name])
         return file
+
+
+def _expand_variables(value: str, defined: dict[str, str]) -> str:
+    """Replace `$(NAME)` by an earlier variable, as the kubelet does."""
+    return re.sub(r"\$\((\w+)\)", lambda match: defined.get(match[1], match[0]), value)
 
 
 @contextmanager
