@@ -139,7 +139,7 @@ class FineTuneJobStatus(Model):
     """lastAttemptTime is the time when the trainer was last started (RFC 3339)."""
     last_attempt_creation_time: Timestamp | None = None
     """lastAttemptCreationTime is the time when the pod of the last attempt was created, by the clock of the API server
-    (RFC 3339). Attempts are told apart by it, because the clocks of their nodes may differ."""
+    (RFC 3339). Attempts are distinguished by it, because the clocks of their nodes may differ."""
     interruptions: int | None = Field(default=None, ge=0)
     """interruptions is the number of attempts since the latest checkpoint that were evicted, preempted or killed before
     they saved another one, according to their termination messages. `spec.maxInterruptions` limits it."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 
 from finetune_operator.api.labels import TASK_LABEL
 from finetune_operator.policy.limits import Bounds
@@ -24,25 +25,21 @@ RETENTION = {"checkpoint_retention_seconds": 1, "resync_interval": 0.3}
 LONG_RETENTION = {"checkpoint_retention_seconds": 3600, "resync_interval": 0.5}
 
 
-def _format_now(offset_seconds: float = 0) -> str:
-    return (datetime.now(UTC) + timedelta(seconds=offset_seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 async def _start_run(world: NamespaceHarness, name: str = "bot", spec: Body | None = None) -> None:
     await world.create_finetunejob(name, spec)
     await world.create_pod(name)
-    await world.report_container_state({"running": {"startedAt": _format_now()}}, name=f"{name}-1")
+    await world.report_container_state({"running": {"startedAt": seconds_ago(0)}}, name=f"{name}-1")
     await world.wait_for_reason("PodRunning", name)
 
 
 async def _fail_run(world: NamespaceHarness, name: str = "bot") -> None:
     await _start_run(world, name)
     message = json.dumps({"reason": "DataInvalid", "message": "row 1"})
-    times = {"startedAt": _format_now(), "finishedAt": _format_now()}
+    times = {"startedAt": seconds_ago(0), "finishedAt": seconds_ago(0)}
     await world.report_container_state(
         {"terminated": {"exitCode": 42, "message": message, **times}}, "Failed", f"{name}-1"
     )
-    await world.report_job_end("Failed", name=name, end_time=_format_now())
+    await world.report_job_end("Failed", name=name, end_time=seconds_ago(0))
     await world.wait_for_reason("DataInvalid", name)
 
 
@@ -71,7 +68,7 @@ async def _end_task(world: NamespaceHarness, job: Body, final_type: str, outcome
     entry = {"name": "task", "state": state, "ready": False, "restartCount": 0, "image": "x", "imageID": "x"}
     status = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [entry]}
     await world.call("PATCH", world.path("pods", f"{name}-x", "status"), {"status": status})
-    await world.report_job_end(final_type, name=name, end_time=_format_now())
+    await world.report_job_end(final_type, name=name, end_time=seconds_ago(0))
 
 
 async def _wait_for_event(world: NamespaceHarness, reason: str) -> Body:
@@ -111,9 +108,9 @@ async def test_complete_run_seen_after_retention_is_not_cleaned(world: Namespace
     async with world.run_operator(**RETENTION):
         await _start_run(world)
         message = json.dumps({"reason": "Completed", "message": "published"})
-        times = {"startedAt": _format_now(-3600), "finishedAt": _format_now(-3600)}
+        times = {"startedAt": seconds_ago(3600), "finishedAt": seconds_ago(3600)}
         await world.report_container_state({"terminated": {"exitCode": 0, "message": message, **times}}, "Succeeded")
-        await world.report_job_end("Complete", end_time=_format_now(-3600))
+        await world.report_job_end("Complete", end_time=seconds_ago(3600))
         await world.wait_for_reason("Completed")
         await asyncio.sleep(0.8)
     assert await _list_task_jobs(world) == []

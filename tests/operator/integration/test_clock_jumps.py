@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 from tests.support.operator.run_phases import build_outcome_state
 
 if TYPE_CHECKING:
@@ -19,10 +20,6 @@ pytestmark = pytest.mark.cluster
 HALF_AN_HOUR = 1800
 JUMPS = {"an hour ahead": timedelta(hours=1), "an hour behind": timedelta(hours=-1)}
 _TOLERANCE = 30.0  # seconds that a slow machine may take
-
-
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _seconds_since(text: str) -> float:
@@ -46,7 +43,7 @@ async def _run_to_completion(world: NamespaceHarness, name: str, ttl: int) -> No
     await world.create_finetunejob(name, {"ttlSecondsAfterFinished": ttl})
     await world.create_pod(name)
     await world.report_container_state(build_outcome_state(0, "Completed"), "Succeeded", f"{name}-1")
-    await world.report_job_end("Complete", name=name, end_time=_seconds_ago(0))
+    await world.report_job_end("Complete", name=name, end_time=seconds_ago(0))
     await world.wait_for_reason("Completed", name)
 
 
@@ -56,9 +53,9 @@ async def _start_runs_with_deadlines(world: NamespaceHarness) -> None:
         deadlines = {"startupDeadlineSeconds": HALF_AN_HOUR, "activeDeadlineSeconds": HALF_AN_HOUR}
         await world.create_finetunejob(name, deadlines)
         await world.create_pod(name)
-        await world.report_job_start(_seconds_ago(10), name)
+        await world.report_job_start(seconds_ago(10), name)
     await world.wait_for_reason("PodPending", "waits")
-    await world.report_container_state({"running": {"startedAt": _seconds_ago(5)}}, name="trains-1")
+    await world.report_container_state({"running": {"startedAt": seconds_ago(5)}}, name="trains-1")
     await world.wait_until(lambda: _get_active_deadline(world))
 
 

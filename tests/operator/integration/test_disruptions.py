@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 
 if TYPE_CHECKING:
     from tests.support.operator.fault_proxy import FakeTrainer
     from tests.support.operator.namespace_harness import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
-
-
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def _has_status_fields(world: NamespaceHarness, **fields: Any) -> bool:
@@ -29,15 +25,15 @@ async def _is_job_deleting(world: NamespaceHarness) -> bool:
 
 async def _kill_pod(world: NamespaceHarness, index: int, saves: bool) -> None:
     """Terminate a pod as on a reclaimed spot node: the kubelet reports what the trainer had written by then."""
-    name, start = f"bot-{index}", _seconds_ago(40 - 4 * index)
+    name, start = f"bot-{index}", seconds_ago(40 - 4 * index)
     await world.create_pod(index=index)
     await world.report_container_state({"running": {"startedAt": start}}, name=name)
     await world.wait_until(lambda: _has_status_fields(world, attempts=index))
-    record = json.dumps({"checkpoint": {"step": index, "time": _seconds_ago(38 - 4 * index)}})
+    record = json.dumps({"checkpoint": {"step": index, "time": seconds_ago(38 - 4 * index)}})
     terminated = {
         "exitCode": 137,
         "startedAt": start,
-        "finishedAt": _seconds_ago(37 - 4 * index),
+        "finishedAt": seconds_ago(37 - 4 * index),
         "message": record * saves,
     }
     disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
@@ -57,8 +53,8 @@ async def test_reconciler_pods_killed_counts_checkpoint_records_not_progress(
         status = await world.wait_until(lambda: _get_pending_status_with_step(world, 5))
         assert (status["phase"], status.get("interruptions")) == ("Pending", None)
         assert "A checkpoint of step 5 is stored." in status["conditions"][0]["message"]
-        trainer.answer = {"stage": "Training", "lastCheckpointStep": 9, "lastCheckpointTime": _seconds_ago(0)}
-        trainer.answer |= {"lastUpdateTime": _seconds_ago(0)}
+        trainer.answer = {"stage": "Training", "lastCheckpointStep": 9, "lastCheckpointTime": seconds_ago(0)}
+        trainer.answer |= {"lastUpdateTime": seconds_ago(0)}
         for index in range(6, 9):
             await _kill_pod(world, index, saves=False)
         status = await world.wait_for_reason("NoProgress")

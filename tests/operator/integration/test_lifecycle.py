@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.operator.api_server import KUBERNETES_VERSIONS
+from tests.support.operator.builders import seconds_ago
 
 if TYPE_CHECKING:
     from tests.support.operator.fault_proxy import FakeTrainer
@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _running_state(seconds: float = 5) -> dict[str, Any]:
-    return {"running": {"startedAt": _seconds_ago(seconds)}}
+    return {"running": {"startedAt": seconds_ago(seconds)}}
 
 
 def _terminated_state(code: int, since: float = 5, until: float = 1, **outcome: Any) -> dict[str, Any]:
@@ -31,8 +27,8 @@ def _terminated_state(code: int, since: float = 5, until: float = 1, **outcome: 
         "terminated": {
             "exitCode": code,
             "message": message,
-            "startedAt": _seconds_ago(since),
-            "finishedAt": _seconds_ago(until),
+            "startedAt": seconds_ago(since),
+            "finishedAt": seconds_ago(until),
         }
     }
 
@@ -56,7 +52,7 @@ async def test_run_suspended_deletes_job_and_resumes_with_new_job(world: Namespa
     async with world.run_operator():
         await world.create_finetunejob()
         await world.create_pod()
-        start = _seconds_ago(5)
+        start = seconds_ago(5)
         await world.report_container_state({"running": {"startedAt": start}})
         await world.wait_for_reason("PodRunning")
         first = await world.get("jobs")
@@ -64,7 +60,7 @@ async def test_run_suspended_deletes_job_and_resumes_with_new_job(world: Namespa
         await world.patch_spec({"suspend": True})
         status = await world.wait_for_reason("Suspending")
         assert (status["phase"], await _is_job_deleting(world)) == ("Running", True)
-        progress = {**PREEMPTED["progress"], "lastCheckpointTime": _seconds_ago(2)}  # type: ignore[dict-item]
+        progress = {**PREEMPTED["progress"], "lastCheckpointTime": seconds_ago(2)}  # type: ignore[dict-item]
         terminated = _terminated_state(143, **{**PREEMPTED, "progress": progress})
         terminated["terminated"]["startedAt"] = start
         await world.report_container_state(terminated, "Failed")
@@ -135,7 +131,7 @@ async def test_run_active_deadline_counts_only_running_time(world: NamespaceHarn
     async with world.run_operator():
         await world.create_finetunejob(spec={"activeDeadlineSeconds": 1000})
         await world.create_pod()
-        await world.report_job_start(_seconds_ago(300))
+        await world.report_job_start(seconds_ago(300))
         assert "activeDeadlineSeconds" not in (await world.get("jobs"))["spec"]  # nothing runs yet
         await world.report_container_state(_running_state(100))
         limit = await world.wait_until(lambda: _get_active_deadline(world))
@@ -182,7 +178,7 @@ async def test_run_startup_deadline_exceeded_fails_and_deletes_job(world: Namesp
     async with world.run_operator():
         await world.create_finetunejob(spec={"startupDeadlineSeconds": 2})
         await world.create_pod()
-        await world.report_job_start(_seconds_ago(0))
+        await world.report_job_start(seconds_ago(0))
         status = await world.wait_for_reason("StartupDeadlineExceeded")
         await world.wait_until(lambda: _is_job_deleting(world))
         await world.finish_job_deletion()
@@ -214,7 +210,7 @@ async def test_run_ttl_expired_is_deleted(world: NamespaceHarness) -> None:
         for name in ("bot", "kept"):
             await world.create_pod(name)
             await world.report_container_state(_terminated_state(0, reason="Completed"), "Succeeded", f"{name}-1")
-            await world.report_job_end("Complete", name=name, end_time=_seconds_ago(0))
+            await world.report_job_end("Complete", name=name, end_time=seconds_ago(0))
         await world.wait_for_reason("Completed")
         await world.wait_until(lambda: _is_only_finetunejob(world, "kept"))
     assert ("DELETE", world.path("finetunejobs", "kept")) not in world.proxy.requests
@@ -226,7 +222,7 @@ async def test_run_ttl_zero_is_deleted_by_one_request(world: NamespaceHarness) -
         await world.create_finetunejob("kept")
         await world.create_pod()
         await world.report_container_state(_terminated_state(0, reason="Completed"), "Succeeded")
-        await world.report_job_end("Complete", end_time=_seconds_ago(0))
+        await world.report_job_end("Complete", end_time=seconds_ago(0))
         await world.wait_until(lambda: _is_only_finetunejob(world, "kept"))
     assert world.proxy.requests.count(("DELETE", world.path("finetunejobs", "bot"))) == 1
 
@@ -239,11 +235,11 @@ async def test_run_progress_stalled_sets_reason_until_it_moves(
     world: NamespaceHarness, monkeypatch: pytest.MonkeyPatch, trainer: FakeTrainer
 ) -> None:
     monkeypatch.setattr("finetune_operator.controller.finetunejob.progress_poller.PROGRESS_PORT", trainer.port)
-    trainer.answer = {"stage": "Training", "step": 4, "lastUpdateTime": _seconds_ago(2)}
+    trainer.answer = {"stage": "Training", "step": 4, "lastUpdateTime": seconds_ago(2)}
     async with world.run_operator():
         await world.create_finetunejob(spec={"training": {"stallSeconds": 10}})
         await world.create_pod()
         await world.report_container_state(_running_state(8))
         await world.wait_for_reason("ProgressStalled")
-        trainer.answer = {"stage": "Training", "step": 5, "lastUpdateTime": _seconds_ago(0)}
+        trainer.answer = {"stage": "Training", "step": 5, "lastUpdateTime": seconds_ago(0)}
         await world.wait_for_reason("PodRunning")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, build_lease_rules
 
 from finetune_operator.kube.client import WORKLOADS
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.cluster
 CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
 # The chart adds this right with `kueue.enabled`.
 KUEUE = {("list", WORKLOADS[0].group, "workloads")}
-
-
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _flatten_rules(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
@@ -66,11 +62,11 @@ async def _play_multi_node_run(world: NamespaceHarness) -> None:
     world.proxy.fail_next("POST", "/services", 409, after_effect=True)
     await world.create_finetunejob("nodes", {"compute": {"nodes": 2}, "activeDeadlineSeconds": 600})
     await world.create_pod("nodes")
-    await world.report_job_start(_seconds_ago(20), "nodes")
-    await world.report_container_state({"running": {"startedAt": _seconds_ago(10)}}, name="nodes-1")
+    await world.report_job_start(seconds_ago(20), "nodes")
+    await world.report_container_state({"running": {"startedAt": seconds_ago(10)}}, name="nodes-1")
     await world.wait_for_reason("PodRunning", "nodes")
     await world.wait_until(lambda: _was_permission_used(world, "patch", "jobs"))
-    await world.report_job_end("Failed", "BackoffLimitExceeded", "nodes", _seconds_ago(0))
+    await world.report_job_end("Failed", "BackoffLimitExceeded", "nodes", seconds_ago(0))
     await world.wait_for_reason("BackoffLimitExceeded", "nodes")
     await world.patch_spec({"ttlSecondsAfterFinished": 0}, "nodes")
     await world.wait_until(lambda: _was_permission_used(world, "delete", "finetunejobs"))
@@ -87,12 +83,12 @@ async def _play_retry_with_claim(world: NamespaceHarness) -> None:
     """Play a run whose first pod has a claim and is replaced."""
     await world.create_finetunejob("retried", {"compute": {"scratch": {"storageClassName": "fast"}}})
     for index, code in ((1, 75), (2, 0)):
-        started_at, name = _seconds_ago(20 - index), f"retried-{index}"
+        started_at, name = seconds_ago(20 - index), f"retried-{index}"
         await world.create_pod("retried", index)
         await world.report_container_state({"running": {"startedAt": started_at}}, name=name)
         await world.wait_for_reason("PodRunning", "retried")
         if code:
-            terminated = {"exitCode": code, "startedAt": started_at, "finishedAt": _seconds_ago(19 - index)}
+            terminated = {"exitCode": code, "startedAt": started_at, "finishedAt": seconds_ago(19 - index)}
             await world.report_container_state({"terminated": terminated}, "Failed", name)
             await world.wait_for_reason("Retrying", "retried")
     await world.wait_until(lambda: _was_permission_used(world, "delete", "pods"))

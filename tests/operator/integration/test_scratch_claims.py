@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, build_lease_rules
 
 if TYPE_CHECKING:
@@ -17,16 +17,12 @@ CLAIM = {"compute": {"scratch": {"size": "500Gi", "storageClassName": "fast"}}}
 EVICTED = 'Usage of EmptyDir volume "scratch" exceeds the limit "50Gi". '
 
 
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 async def _run_attempt(world: NamespaceHarness, index: int, exit_code: int) -> None:
-    name, start = f"bot-{index}", _seconds_ago(80 - 4 * index)
+    name, start = f"bot-{index}", seconds_ago(80 - 4 * index)
     await world.create_pod(index=index)
     await world.report_container_state({"running": {"startedAt": start}}, name=name)
     await world.wait_until(lambda: _has_attempts(world, index))
-    terminated = {"exitCode": exit_code, "startedAt": start, "finishedAt": _seconds_ago(78 - 4 * index)}
+    terminated = {"exitCode": exit_code, "startedAt": start, "finishedAt": seconds_ago(78 - 4 * index)}
     await world.report_container_state({"terminated": terminated}, "Failed" if exit_code else "Succeeded", name)
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
 
 pytestmark = pytest.mark.cluster
-
-
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def _create_warning_event(
@@ -25,7 +21,7 @@ async def _create_warning_event(
     meta = involved_object["metadata"]
     reference = {key: meta[key] for key in ("name", "namespace", "uid")}
     event = {"metadata": {"generateName": "e"}, "involvedObject": reference, "type": "Warning"}
-    details = {"reason": reason, "message": message, "lastTimestamp": _seconds_ago(seconds)}
+    details = {"reason": reason, "message": message, "lastTimestamp": seconds_ago(seconds)}
     await world.call("POST", world.path("events"), event | details)
 
 
@@ -54,7 +50,7 @@ async def test_reconciler_job_warning_event_sets_job_refused(
         await world.create_pod()
         job = await world.get("jobs")
         await _create_warning_event(world, job, "FailedCreate", "of before", 30)
-        terminated = {"exitCode": 143, "startedAt": _seconds_ago(20), "finishedAt": _seconds_ago(0)}
+        terminated = {"exitCode": 143, "startedAt": seconds_ago(20), "finishedAt": seconds_ago(0)}
         message_json = json.dumps({"reason": "Preempted", "message": "asked to stop"})
         await world.report_container_state({"terminated": terminated | {"message": message_json}}, "Failed")
         await world.wait_for_reason("Retrying")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.operator.builders import seconds_ago
 from tests.support.operator.namespace_harness import RequestRejected
 
 if TYPE_CHECKING:
@@ -16,16 +16,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _running_state(seconds: float = 5) -> dict[str, Any]:
-    return {"running": {"startedAt": _seconds_ago(seconds)}}
+    return {"running": {"startedAt": seconds_ago(seconds)}}
 
 
 def _terminated_state(code: int, **outcome: Any) -> dict[str, Any]:
-    times = {"startedAt": _seconds_ago(5), "finishedAt": _seconds_ago(0)}
+    times = {"startedAt": seconds_ago(5), "finishedAt": seconds_ago(0)}
     return {"terminated": {"exitCode": code, "message": json.dumps({"message": "words", **outcome}), **times}}
 
 

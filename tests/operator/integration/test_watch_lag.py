@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.operator.builders import build_key, get_cache
+from tests.support.operator.builders import build_key, get_cache, seconds_ago
 
 from finetune_operator.status.deadlines import STARTUP_GRACE_SECONDS
 
@@ -21,20 +20,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 
-def _seconds_ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _preempted_state(step: int, start: str) -> dict[str, Any]:
     """Return the state of a trainer container after SIGTERM."""
     progress = {"stage": "Training", "percentage": 40, "lastUpdateTime": "t"}
-    checkpoint = {"lastCheckpointStep": step, "lastCheckpointTime": _seconds_ago(1)}
+    checkpoint = {"lastCheckpointStep": step, "lastCheckpointTime": seconds_ago(1)}
     message = json.dumps({"message": "", "reason": "Preempted", "progress": progress | checkpoint})
-    return {"terminated": {"exitCode": 143, "message": message, "startedAt": start, "finishedAt": _seconds_ago(0)}}
+    return {"terminated": {"exitCode": 143, "message": message, "startedAt": start, "finishedAt": seconds_ago(0)}}
 
 
 async def _start_run(world: NamespaceHarness) -> str:
-    start = _seconds_ago(5)
+    start = seconds_ago(5)
     await world.create_finetunejob()
     await world.create_pod()
     await world.report_container_state({"running": {"startedAt": start}})
@@ -61,7 +56,7 @@ async def test_reconciler_pod_deleted_with_job_reads_termination_message(
         await operator.resync()
         await world.patch_spec({"suspend": False})
         await world.create_pod(index=2)
-        await world.report_container_state({"running": {"startedAt": _seconds_ago(0)}}, name="bot-2")
+        await world.report_container_state({"running": {"startedAt": seconds_ago(0)}}, name="bot-2")
         status = await world.wait_for_reason("PodRunning")
     assert (status["attempts"], status["lastCheckpointStep"]) == (2, 8)
 
@@ -76,7 +71,7 @@ async def test_reconciler_pod_evicted_reads_termination_message(world: Namespace
         status = await world.wait_for_reason("Retrying")
         assert status["lastCheckpointStep"] == 8
         await world.create_pod(index=2)
-        await world.report_container_state({"running": {"startedAt": _seconds_ago(0)}}, name="bot-2")
+        await world.report_container_state({"running": {"startedAt": seconds_ago(0)}}, name="bot-2")
         assert (await world.wait_for_reason("PodRunning"))["attempts"] == 2
 
 
@@ -109,9 +104,9 @@ async def test_reconciler_ttl_zero_with_lagging_watch_deletes_once(world: Namesp
     async with world.run_operator() as operator:
         await world.create_finetunejob(spec={"ttlSecondsAfterFinished": 0})
         await world.create_pod()
-        await world.report_container_state(_preempted_state(8, _seconds_ago(5)), "Failed")
+        await world.report_container_state(_preempted_state(8, seconds_ago(5)), "Failed")
         watches.held_plural, watches.mode = "finetunejobs", "held"
-        await world.report_job_end("Complete", end_time=_seconds_ago(0))
+        await world.report_job_end("Complete", end_time=seconds_ago(0))
         await world.wait_until(lambda: _was_requested(world, deletion))
         for _ in range(3):
             await asyncio.sleep(0.2)
@@ -131,17 +126,17 @@ async def test_reconciler_pod_watch_held_reads_outcome_of_second_attempt(
     async with world.run_operator():
         await world.create_finetunejob()
         await world.create_pod()
-        await world.report_container_state(_preempted_state(8, _seconds_ago(9)), "Failed")
+        await world.report_container_state(_preempted_state(8, seconds_ago(9)), "Failed")
         await world.wait_for_reason("Retrying")
         await world.create_pod(index=2)
-        start = _seconds_ago(0)
+        start = seconds_ago(0)
         await world.report_container_state({"running": {"startedAt": start}}, name="bot-2")
         await world.wait_for_reason("PodRunning")
         watches.held_plural, watches.mode = "pods", "held"
         message = json.dumps({"reason": "Completed", "message": "published"})
-        terminated = {"exitCode": 0, "message": message, "startedAt": start, "finishedAt": _seconds_ago(0)}
+        terminated = {"exitCode": 0, "message": message, "startedAt": start, "finishedAt": seconds_ago(0)}
         await world.report_container_state({"terminated": terminated}, "Succeeded", "bot-2")
-        await world.report_job_end("Complete", end_time=_seconds_ago(0))
+        await world.report_job_end("Complete", end_time=seconds_ago(0))
         status = await world.wait_for_reason("Completed")
         watches.mode = "open"
     assert (status["phase"], status["attempts"]) == ("Complete", 2)
@@ -157,7 +152,7 @@ async def test_reconciler_job_deleted_by_user_counts_its_pod(world: NamespaceHar
         await world.report_container_state(_preempted_state(8, start), "Failed")
         await world.call("DELETE", world.path("pods", "bot-1"), {"gracePeriodSeconds": 0})
         await world.create_pod(index=2)
-        await world.report_container_state({"running": {"startedAt": _seconds_ago(0)}}, name="bot-2")
+        await world.report_container_state({"running": {"startedAt": seconds_ago(0)}}, name="bot-2")
         status = await world.wait_for_reason("PodRunning")
         while status["attempts"] < 2:
             status = await world.wait_for_reason("PodRunning")
@@ -177,11 +172,11 @@ async def test_reconciler_job_end_only_in_patch_response_is_observed(
         start = await _start_run(world)
         await asyncio.sleep(STARTUP_GRACE_SECONDS + 1)  # by then no earlier planned reconcile is due
         message = json.dumps({"reason": "Completed", "message": "published"})
-        terminated = {"exitCode": 0, "message": message, "startedAt": start, "finishedAt": _seconds_ago(0)}
+        terminated = {"exitCode": 0, "message": message, "startedAt": start, "finishedAt": seconds_ago(0)}
         await world.report_container_state({"terminated": terminated}, "Succeeded")
         watches.held_plural, watches.mode = "jobs", "held"
         edited = await world.call("PATCH", world.path("jobs", "bot"), {"spec": {"backoffLimit": 9}})
-        await world.report_job_end("Complete", end_time=_seconds_ago(0))
+        await world.report_job_end("Complete", end_time=seconds_ago(0))
         get_cache(operator).jobs.update(key, edited)
         operator.workers.enqueue(key)
         status = await world.wait_for_reason("Completed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_operator.api import KIND
@@ -12,6 +13,11 @@ from finetune_operator.manager import Manager
 
 Body = dict[str, Any]
 NOW = "2026-11-23T08:00:00Z"
+
+
+def seconds_ago(seconds: float) -> str:
+    """Return the time so many seconds before now, in RFC 3339."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def build_key(name: str = "bot", namespace: str = "team") -> ObjectKey:
