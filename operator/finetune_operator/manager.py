@@ -26,9 +26,12 @@ from finetune_operator.api.objects import Body
 from finetune_operator.controller import gauges
 from finetune_operator.controller.controller import Controller
 from finetune_operator.controller.finetunejob.controller import build_controller
+from finetune_operator.controller.finetuneschedule.controller import build_schedule_controller
+from finetune_operator.controller.finetunesweep.controller import build_sweep_controller
+from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.controller.workers import WorkerPool, run_periodically
 from finetune_operator.kopf_settings import WatchLogin
-from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.client import ApiResource, KubeClient
 from finetune_operator.kube.informer import WatchedResource
 from finetune_operator.kube.leader_election import LeaderElector
 from finetune_operator.kube.lease import LeaseLock
@@ -79,7 +82,10 @@ class Manager:
         self._server = HealthServer()
         self._tasks: list[asyncio.Task[None]] = []
         self._list_count = 0
-        self.register(build_controller(self._client, settings, self.namespaces.get_scopes))
+        profile_store = ProfileStore(settings.profiles_file)
+        self.register(build_controller(self._client, settings, profile_store, self.namespaces.get_scopes))
+        self.register(build_schedule_controller(self._client, settings, profile_store))
+        self.register(build_sweep_controller(self._client, settings, profile_store))
 
     def register(self, controller: Controller) -> None:
         """Watch, list and reconcile the objects of a kind. Must be called before the manager starts."""
@@ -118,11 +124,9 @@ class Manager:
         kopf.on.startup(registry=registry, id="start", backoff=5)(self.start)
         kopf.on.cleanup(registry=registry, id="stop")(self.stop)
         kopf.on.login(registry=registry, id="log-in")(WatchLogin().log_in)
-        for controller in self.controllers.values():
-            for watched in controller.informer.resources:
-                handler_id = f"{controller.kind}-{watched.resource.plural}"
-                handler = self._build_watch_handler(watched)
-                kopf.on.event(*watched.resource[:3], registry=registry, id=handler_id)(handler)
+        for resource in dict.fromkeys(watched.resource for watched in self._list_watched_resources()):
+            handler = self._build_watch_handler(resource)
+            kopf.on.event(*resource[:3], registry=registry, id=f"watch-{resource.plural}")(handler)
         return registry
 
     async def start_servers(self, **_: object) -> None:
@@ -229,7 +233,8 @@ class Manager:
     def collect(self) -> Iterator[Metric]:
         """Return all metrics. Only the leader exposes those of objects, so that sums over replicas are right."""
         yield from counters.REGISTRY.collect()
-        counts = {watched.resource.plural: len(watched.cache) for watched in self._list_watched_resources()}
+        # Several informers watch FineTuneJobs. The first one has all of them.
+        counts = {watched.resource.plural: len(watched.cache) for watched in reversed(self._list_watched_resources())}
         is_leader = self.leader_elector.is_leader()
         yield from gauges.collect_operator_gauges(counts, self.workers.queue, is_leader, self.namespaces)
         if is_leader:
@@ -271,18 +276,26 @@ class Manager:
     def _list_watched_resources(self) -> list[WatchedResource]:
         return [watched for controller in self.controllers.values() for watched in controller.informer.resources]
 
-    def _build_watch_handler(self, watched: WatchedResource) -> Callable[..., Awaitable[None]]:
-        event_counter = counters.WATCH_EVENTS.labels(watched.resource.plural)
+    def _build_watch_handler(self, resource: ApiResource) -> Callable[..., Awaitable[None]]:
+        event_counter = counters.WATCH_EVENTS.labels(resource.plural)
+        watchers = [watched for watched in self._list_watched_resources() if watched.resource == resource]
 
         async def handle_event(event: kopf.RawEvent, **_: object) -> None:
             event_counter.inc()
             body: Body = {**event["object"]}
-            if not self.namespaces.is_watched(watched.get_key(body).namespace):
-                return  # the watch is about to end
-            if event["type"] == "DELETED":
-                watched.cache.delete(body)
-            elif not watched.cache.update(watched.get_key(body), body):
-                return
-            self.workers.enqueue(watched.get_key(body))
+            for watched in watchers:
+                self._update_cache(watched, body, is_deleted=event["type"] == "DELETED")
 
         return handle_event
+
+    def _update_cache(self, watched: WatchedResource, body: Body, *, is_deleted: bool) -> None:
+        """Update one cache with an event, and enqueue the object that it concerns."""
+        key = watched.get_key(body)
+        if not self.namespaces.is_watched(key.namespace):
+            return  # the watch is about to end
+        if is_deleted:
+            watched.cache.delete(body)
+        elif not watched.cache.update(key, body):
+            return
+        if key.name:
+            self.workers.enqueue(key)

@@ -10,25 +10,26 @@ from tests.support.operator.namespace_harness import OPERATOR_RULES, build_lease
 
 Manifest = dict[str, Any]
 
+PLURALS = ("finetunejobs", "finetuneschedules", "finetunesweeps")
 OPERATOR_RIGHTS = {
-    ("finetune.dev", "finetunejobs"): {"list", "watch", "delete"},
-    ("finetune.dev", "finetunejobs/status"): {"patch"},
-    ("finetune.dev", "finetunejobs/finalizers"): {"update"},
+    ("finetune.dev", "finetunejobs"): {"list", "watch", "create", "patch", "delete"},
+    ("finetune.dev", "finetuneschedules"): {"list", "watch"},
+    ("finetune.dev", "finetunesweeps"): {"list", "watch"},
+    **{("finetune.dev", f"{plural}/status"): {"patch"} for plural in PLURALS},
+    **{("finetune.dev", f"{plural}/finalizers"): {"update"} for plural in PLURALS},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods"): {"list", "watch", "delete"},
     ("", "services"): {"get", "create"},
     ("", "events"): {"list", "create"},
 }
+_STATUS_RIGHTS = {("finetune.dev", f"{plural}/status"): {"get"} for plural in PLURALS}
 TENANT_RIGHTS = {
-    "edit": {
-        ("finetune.dev", "finetunejobs"): {
-            "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection",
-        },
-        ("finetune.dev", "finetunejobs/status"): {"get"},
+    "edit": _STATUS_RIGHTS | {
+        ("finetune.dev", plural): {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
+        for plural in PLURALS
     },
-    "view": {
-        ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
-        ("finetune.dev", "finetunejobs/status"): {"get"},
+    "view": _STATUS_RIGHTS | {
+        ("finetune.dev", plural): {"get", "list", "watch"} for plural in PLURALS
     },
 }  # fmt: skip
 LEASE = ("finetune-system", "finetune-operator-lease")

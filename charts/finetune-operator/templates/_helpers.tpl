@@ -144,13 +144,17 @@ capabilities.add is not empty
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [list, watch, delete] # delete: ttlSecondsAfterFinished
+  # create, patch: the FineTuneJobs of schedules and sweeps; delete: ttlSecondsAfterFinished and history limits
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [finetune.dev]
-  resources: [finetunejobs/status]
+  resources: [finetuneschedules, finetunesweeps]
+  verbs: [list, watch]
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status, finetuneschedules/status, finetunesweeps/status]
   verbs: [patch]
-# OpenShift requires this permission to set a FineTuneJob as the owner of a Job.
+# OpenShift requires this permission to set an object as the owner of another one.
 - apiGroups: [finetune.dev]
-  resources: [finetunejobs/finalizers]
+  resources: [finetunejobs/finalizers, finetuneschedules/finalizers, finetunesweeps/finalizers]
   verbs: [update]
 - apiGroups: [batch]
   resources: [jobs]

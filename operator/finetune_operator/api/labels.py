@@ -28,12 +28,18 @@ SCRATCH_CLAIM_LABEL = f"{GROUP}/scratch-claim"
 """Label of Jobs whose pods have a claim for scratch each. Such a claim exists, and costs money, as long as its pod."""
 TASK_LABEL = f"{GROUP}/task"
 """Label of the Jobs and pods of tasks. They do not have `JOB_LABEL`, which selects the pods of runs."""
-CLEAN_TASK = "clean"
-"""Value of `TASK_LABEL` for the task that deletes checkpoints."""
+SCHEDULE_LABEL = f"{GROUP}/schedule"
+"""Label of the FineTuneJobs of a FineTuneSchedule, with its name. Their owner reference decides whose they are."""
+SWEEP_LABEL = f"{GROUP}/sweep"
+"""Label of the FineTuneJobs of a FineTuneSweep, with its name. Their owner reference decides whose they are."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 KUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)
 """Kueue's labels that a user sets. Those that Kueue sets itself are not copied to the Job."""
+
+# Annotations of FineTuneJobs
+SCHEDULED_TIME_ANNOTATION = f"{GROUP}/scheduled-time"
+"""The time that a FineTuneSchedule has created the FineTuneJob for (RFC 3339)."""
 
 # Annotations of Jobs
 INSTALLATION_ANNOTATION = f"{GROUP}/installation"

@@ -131,12 +131,64 @@ class Budget(Model):
     together."""
 
 
-class FineTuneJobSpec(TrainerConfig):
+RUN_RULES = (
+    *TRAINER_RULES,
+    (
+        "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
+        "model.tokenSecretRef applies to hf:// models only",
+    ),
+    (
+        "!self.model.uri.startsWith('file://')",
+        "a model at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
+    ),
+    (
+        "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",
+        "backend unsloth trains on one GPU; use transformers or auto for several GPUs or nodes",
+    ),
+)
+"""Rules that span several sections of a run in the cluster. They apply to `RunSpec` and its subclasses."""
+
+
+class RunSpec(TrainerConfig):
+    """RunSpec is the part of a FineTuneJob's spec that a FineTuneSchedule or a FineTuneSweep has in its template."""
+
+    model_config = ConfigDict(json_schema_extra=cel_rules(*RUN_RULES))
+
+    model: ModelSpec
+    """model describes the base model to fine-tune."""
+    dataset: DatasetSpec
+    """dataset describes the training data."""
+    storage: StorageSpec = StorageSpec()
+    """storage configures the access to S3. By default this is AWS S3 with the identity of the pod."""
+    tracking: TrackingSpec | None = None
+    """tracking configures an experiment tracker that records losses and metrics. If unset, they are available in the
+    status and in the report only."""
+    compute: ComputeSpec = ComputeSpec()
+    """compute configures the pods of the run. It can be changed only while the run is suspended."""
+    budget: Budget | None = None
+    """budget limits what the trainers of the run may use. At the limit, they save a checkpoint and the run is
+    suspended; raise the limit to continue. If unset, there is no limit."""
+    backoff_limit: int = Field(default=3, ge=0, le=100)
+    """backoffLimit is the number of retries after transient errors. Evictions are not counted; `maxInterruptions`
+    limits those. Permanent errors are not retried. The count restarts after a suspension. Defaults to 3."""
+    max_interruptions: int = Field(default=3, ge=1, le=1000)
+    """maxInterruptions is the number of consecutive attempts that may be evicted, preempted or killed before they have
+    saved a new checkpoint. The last of them fails the run. Attempts whose end was never reported by their node count a
+    tenth. Defaults to 3."""
+    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
+    """startupDeadlineSeconds is the maximum number of seconds from the start of the Job until a trainer runs. The time
+    that a queue holds the Job is not counted. If unset, there is no limit."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
+    """activeDeadlineSeconds is the maximum number of seconds that trainers may run, in all attempts together. The time
+    that the run waits or is suspended is not counted. If unset, there is no limit."""
+
+
+class FineTuneJobSpec(RunSpec):
     """FineTuneJobSpec is the specification of a fine-tuning run: its model, data, training, output and pods."""
 
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
-            *TRAINER_RULES,
+            *RUN_RULES,
             ("self.model == oldSelf.model", f"model {_IMMUTABLE_MESSAGE}"),
             ("self.dataset == oldSelf.dataset", f"dataset {_IMMUTABLE_MESSAGE}"),
             ("self.training == oldSelf.training", f"training {_IMMUTABLE_MESSAGE}"),
@@ -158,32 +210,9 @@ class FineTuneJobSpec(TrainerConfig):
                 "!has(self.suspendAtStep) || !has(self.training.crossValidation)",
                 "suspendAtStep cannot be used with training.crossValidation, whose steps belong to several trainings",
             ),
-            (
-                "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
-                "model.tokenSecretRef applies to hf:// models only",
-            ),
-            (
-                "!self.model.uri.startsWith('file://')",
-                "a model at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
-            ),
-            (
-                "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",
-                "backend unsloth trains on one GPU; use transformers or auto for several GPUs or nodes",
-            ),
         )
     )
 
-    model: ModelSpec
-    """model describes the base model to fine-tune."""
-    dataset: DatasetSpec
-    """dataset describes the training data."""
-    storage: StorageSpec = StorageSpec()
-    """storage configures the access to S3. By default this is AWS S3 with the identity of the pod."""
-    tracking: TrackingSpec | None = None
-    """tracking configures an experiment tracker that records losses and metrics. If unset, they are available in the
-    status and in the report only."""
-    compute: ComputeSpec = ComputeSpec()
-    """compute configures the pods of the run. It can be changed only while the run is suspended."""
     suspend: bool = False
     """suspend suspends the run: the pods save a checkpoint and terminate. Set it to false to resume from the
     checkpoint. Defaults to false."""
@@ -195,22 +224,6 @@ class FineTuneJobSpec(TrainerConfig):
     checkpoint and terminates. `status.stepResult` then contains the loss. Raise or remove it to continue. A change
     while a trainer runs restarts it from a checkpoint. If unset, or if the training has fewer steps, the run is not
     suspended."""
-    budget: Budget | None = None
-    """budget limits what the trainers of the run may use. At the limit, they save a checkpoint and the run is
-    suspended; raise the limit to continue. If unset, there is no limit."""
-    backoff_limit: int = Field(default=3, ge=0, le=100)
-    """backoffLimit is the number of retries after transient errors. Evictions are not counted; `maxInterruptions`
-    limits those. Permanent errors are not retried. The count restarts after a suspension. Defaults to 3."""
-    max_interruptions: int = Field(default=3, ge=1, le=1000)
-    """maxInterruptions is the number of consecutive attempts that may be evicted, preempted or killed before they have
-    saved a new checkpoint. The last of them fails the run. Attempts whose end was never reported by their node count a
-    tenth. Defaults to 3."""
-    startup_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
-    """startupDeadlineSeconds is the maximum number of seconds from the start of the Job until a trainer runs. The time
-    that a queue holds the Job is not counted. If unset, there is no limit."""
-    active_deadline_seconds: int | None = Field(default=None, ge=1, le=_YEAR_SECONDS)
-    """activeDeadlineSeconds is the maximum number of seconds that trainers may run, in all attempts together. The time
-    that the run waits or is suspended is not counted. If unset, there is no limit."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=_YEAR_SECONDS)
     """ttlSecondsAfterFinished is the number of seconds after which a finished FineTuneJob is deleted. If unset, it is
     kept. A GitOps tool creates a deleted FineTuneJob again; it then finds its result and completes without training."""

@@ -12,12 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from finetune_operator.codegen import api_reference, chart_readme
-from finetune_operator.codegen.crd import Schema, build_crd, build_root_schema
+from finetune_operator.codegen.crd import DEFINITIONS, Schema, build_crd
 
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "charts" / "finetune-operator"
@@ -46,18 +47,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _render_files() -> dict[Path, str]:
+    crds = [build_crd(definition) for definition in DEFINITIONS]
     return {
-        ROOT / "manifests" / "crd.yaml": dump_crd(build_crd()),
-        CHART / "crd.yaml": dump_crd(_keep_on_uninstall(build_crd())),
-        ROOT / "docs" / "reference" / "api.md": api_reference.render_markdown(build_root_schema()),
+        ROOT / "manifests" / "crd.yaml": dump_crds(crds),
+        CHART / "crd.yaml": dump_crds([_keep_on_uninstall(crd) for crd in crds]),
+        ROOT / "docs" / "reference" / "api.md": api_reference.render_markdown(DEFINITIONS),
         CHART / "README.md": render_chart_readme(CHART),
     }
 
 
-def dump_crd(definition: Schema) -> str:
-    """Return the definition as YAML, with keys in the order of the dictionary."""
-    return _GENERATED_NOTE + yaml.dump(
-        definition, sort_keys=False, allow_unicode=True, width=120, Dumper=_NoAliasDumper
+def dump_crds(crds: Sequence[Schema]) -> str:
+    """Return the CRDs as YAML, with keys in the order of the dictionaries."""
+    return _GENERATED_NOTE + yaml.dump_all(
+        crds, sort_keys=False, allow_unicode=True, width=120, Dumper=_NoAliasDumper, explicit_start=True
     )
 
 
@@ -71,7 +73,7 @@ def render_chart_readme(chart: Path) -> str:
 def _keep_on_uninstall(definition: Schema) -> Schema:
     """Return the definition with an annotation that makes Helm keep the CRD on uninstall.
 
-    Deleting the CRD would delete all FineTuneJobs.
+    Deleting the CRD would delete all objects of its kind.
     """
     annotations = {"helm.sh/resource-policy": "keep"}
     return {**definition, "metadata": {**definition["metadata"], "annotations": annotations}}

@@ -6,17 +6,36 @@ https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resou
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from finetune_operator.api import GROUP, KIND, PLURAL, VERSION, FineTuneJob
-from finetune_trainer.contract import DNS_LABEL_PATTERN, JOB_NAME_MAX_LENGTH
+from finetune_operator.api.schedule import SCHEDULE_KIND, SCHEDULE_PLURAL, FineTuneSchedule
+from finetune_operator.api.sweep import SWEEP_KIND, SWEEP_PLURAL, FineTuneSweep
+from finetune_operator.api.template import OWNER_NAME_RULES
+from finetune_trainer.contract import DNS_LABEL_PATTERN, JOB_NAME_MAX_LENGTH, Model
 
 Schema = dict[str, Any]
 
-_PRINTER_COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
+PrinterColumn = tuple[str, str, str, int]
+"""Name, type, JSON path, and 1 for a column that only `-o wide` shows."""
+
+
+class KindDefinition(NamedTuple):
+    """What the CRD of a kind has besides the schema of its class."""
+
+    model: type[Model]
+    kind: str
+    plural: str
+    short_name: str
+    columns: tuple[PrinterColumn, ...]
+    root_rules: list[dict[str, str]]
+    selectable_fields: tuple[str, ...] = ()
+
+
+_JOB_COLUMNS: tuple[PrinterColumn, ...] = (
     ("Phase", "string", ".status.phase", 0),
     # All conditions have the same reason, and every status has this one. Runs that ended before `status.reason` was
     # added have no other.
@@ -31,10 +50,33 @@ _PRINTER_COLUMNS = (  # (name, type, path, 1 = only with `-o wide`)
     ("Attempts", "integer", ".status.attempts", 1),
     ("Adapter", "string", ".status.result.adapterURI", 1),
 )
-
-_SELECTABLE_FIELDS = (".status.phase", ".status.reason")
-
-_ROOT_RULES = [
+_SCHEDULE_COLUMNS: tuple[PrinterColumn, ...] = (
+    ("Schedule", "string", ".spec.schedule", 0),
+    ("Suspend", "boolean", ".spec.suspend", 0),
+    ("Active", "string", ".status.active[0]", 0),
+    ("Last Run", "string", ".status.runs[0].name", 0),
+    ("Decision", "string", ".status.runs[0].decision", 0),
+    ("Champion", "string", ".status.champion.run", 0),
+    ("Up-To-Date", "string", '.status.conditions[?(@.type=="UpToDate")].status', 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Next", "date", ".status.nextScheduleTime", 1),
+    ("Reason", "string", '.status.conditions[?(@.type=="Stalled")].reason', 1),
+    ("Adapter", "string", ".status.champion.adapterURI", 1),
+)
+_SWEEP_COLUMNS: tuple[PrinterColumn, ...] = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Reason", "string", ".status.reason", 0),
+    ("Trials", "string", ".status.counts.finished", 0),
+    ("Active", "integer", ".status.counts.active", 0),
+    ("Failed", "integer", ".status.counts.failed", 0),
+    ("Best", "string", ".status.best.name", 0),
+    ("Value", "number", ".status.best.value", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Verdict", "string", ".status.best.verdict", 1),
+    ("GPU-Seconds", "integer", ".status.gpuSeconds", 1),
+    ("Report", "string", ".status.reportURI", 1),
+)
+_JOB_RULES = [
     {
         "rule": f"self.metadata.name.size() <= {JOB_NAME_MAX_LENGTH}",
         "message": f"metadata.name must be at most {JOB_NAME_MAX_LENGTH} characters, so that pod names stay valid",
@@ -51,6 +93,34 @@ _ROOT_RULES = [
     },
 ]
 
+JOB_DEFINITION = KindDefinition(
+    model=FineTuneJob,
+    kind=KIND,
+    plural=PLURAL,
+    short_name="ftj",
+    columns=_JOB_COLUMNS,
+    root_rules=_JOB_RULES,
+    selectable_fields=(".status.phase", ".status.reason"),
+)
+SCHEDULE_DEFINITION = KindDefinition(
+    model=FineTuneSchedule,
+    kind=SCHEDULE_KIND,
+    plural=SCHEDULE_PLURAL,
+    short_name="fts",
+    columns=_SCHEDULE_COLUMNS,
+    root_rules=OWNER_NAME_RULES,
+)
+SWEEP_DEFINITION = KindDefinition(
+    model=FineTuneSweep,
+    kind=SWEEP_KIND,
+    plural=SWEEP_PLURAL,
+    short_name="ftsw",
+    columns=_SWEEP_COLUMNS,
+    root_rules=OWNER_NAME_RULES,
+    selectable_fields=(".status.phase", ".status.reason"),
+)
+DEFINITIONS = (JOB_DEFINITION, SCHEDULE_DEFINITION, SWEEP_DEFINITION)
+
 # `title` is redundant; pruning and strict field validation replace `additionalProperties: false`.
 _DROPPED_KEYWORDS = frozenset({"title", "$defs", "additionalProperties", "patternProperties", "propertyNames", "const"})
 
@@ -62,41 +132,41 @@ class _OptionalIsAbsent(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
 
-def build_crd() -> Schema:
-    """Return the CRD as a dictionary."""
+def build_crd(definition: KindDefinition = JOB_DEFINITION) -> Schema:
+    """Return the CRD of a kind as a dictionary."""
+    version: Schema = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [_build_printer_column(*column) for column in definition.columns],
+        "schema": {"openAPIV3Schema": build_root_schema(definition)},
+    }
+    if definition.selectable_fields:
+        version["selectableFields"] = [{"jsonPath": path} for path in definition.selectable_fields]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "metadata": {"name": f"{definition.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "shortNames": ["ftj"],
+                "kind": definition.kind,
+                "listKind": f"{definition.kind}List",
+                "plural": definition.plural,
+                "singular": definition.kind.lower(),
+                "shortNames": [definition.short_name],
                 "categories": ["finetune"],
             },
             "scope": "Namespaced",
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "selectableFields": [{"jsonPath": path} for path in _SELECTABLE_FIELDS],
-                    "additionalPrinterColumns": [_build_printer_column(*column) for column in _PRINTER_COLUMNS],
-                    "schema": {"openAPIV3Schema": build_root_schema()},
-                }
-            ],
+            "versions": [version],
         },
     }
 
 
-def build_root_schema() -> Schema:
-    """Return the structural schema of a FineTuneJob."""
-    generated = FineTuneJob.model_json_schema(by_alias=True, schema_generator=_OptionalIsAbsent)
+def build_root_schema(definition: KindDefinition = JOB_DEFINITION) -> Schema:
+    """Return the structural schema of a kind."""
+    generated = definition.model.model_json_schema(by_alias=True, schema_generator=_OptionalIsAbsent)
     schema = _to_structural_schema(generated, generated["$defs"])
     properties = schema["properties"]
     return {
@@ -111,7 +181,7 @@ def build_root_schema() -> Schema:
             # Generation 0, so that tools do not treat an object as ready before the operator has reconciled it.
             "status": {**properties["status"], "default": {"observedGeneration": 0}},
         },
-        "x-kubernetes-validations": _ROOT_RULES,
+        "x-kubernetes-validations": definition.root_rules,
     }
 
 

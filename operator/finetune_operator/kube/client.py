@@ -12,6 +12,8 @@ import msgspec
 from finetune_operator.api import GROUP, PLURAL, VERSION
 from finetune_operator.api.labels import JOB_LABEL, TASK_LABEL
 from finetune_operator.api.objects import Body
+from finetune_operator.api.schedule import SCHEDULE_PLURAL
+from finetune_operator.api.sweep import SWEEP_PLURAL
 from finetune_operator.kube.cache import parse_resource_version
 from finetune_operator.kube.transport import ApiError, Transport, decode_response
 from finetune_operator.observed import workload
@@ -58,6 +60,8 @@ class ObjectList(NamedTuple):
 _LIST_DECODER = msgspec.json.Decoder(_ListResponse)
 
 FINETUNEJOBS = ApiResource(GROUP, VERSION, PLURAL)
+FINETUNESCHEDULES = ApiResource(GROUP, VERSION, SCHEDULE_PLURAL)
+FINETUNESWEEPS = ApiResource(GROUP, VERSION, SWEEP_PLURAL)
 JOBS = ApiResource("batch", "v1", "jobs", JOB_LABEL)
 PODS = ApiResource("", "v1", "pods", JOB_LABEL)
 SERVICES = ApiResource("", "v1", "services")
@@ -185,13 +189,26 @@ class KubeClient:
             raise
         return response if "spec" in response else None  # a Status means that the object is gone
 
-    async def patch_status(self, namespace: str, name: str, patch: Body) -> Body:
-        """Merge a patch into a FineTuneJob's status.
+    async def create_finetunejob(self, body: Body, *, dry_run: bool = False) -> Body:
+        """Create a FineTuneJob, or only ask the API server whether it would. Raises `ApiError` (409) if one of that
+        name exists."""
+        query = {"dryRun": "All"} if dry_run else None
+        path = FINETUNEJOBS.build_path(body["metadata"]["namespace"])
+        return await self._call_api("POST", path, query=query, body=body)
+
+    async def patch_finetunejob(self, body: Body, spec_patch: Body) -> Body:
+        """Merge a patch into a FineTuneJob's spec. Raises `ApiError` (409) if it was replaced by another of that
+        name."""
+        meta = body["metadata"]
+        patch = {"metadata": {"uid": meta["uid"]}, "spec": spec_patch}
+        return await self._call_api("PATCH", f"{FINETUNEJOBS.build_path(meta['namespace'])}/{meta['name']}", body=patch)
+
+    async def patch_status(self, resource: ApiResource, namespace: str, name: str, patch: Body) -> Body:
+        """Merge a patch into the status of an object.
 
         Raises `ApiError` (409) if the patch has another resourceVersion than the stored object.
         """
-        path = f"{FINETUNEJOBS.build_path(namespace)}/{name}/status"
-        return await self._call_api("PATCH", path, body=patch)
+        return await self._call_api("PATCH", f"{resource.build_path(namespace)}/{name}/status", body=patch)
 
     async def list_events(self, namespace: str, uid: str) -> list[Body]:
         """Return the Events of an object, at most `MAX_EVENTS`: users may create Events about any object."""

@@ -18,9 +18,13 @@ class WatchedResource(NamedTuple):
     resource: ApiResource
     cache: ObjectCache
     get_key: Callable[[Body], ObjectKey]
-    """Returns the key that is reconciled when an object changes."""
+    """Returns the key that is reconciled when an object changes. If its name is empty, the object does not concern this
+    informer."""
     decode: Callable[[msgspec.Raw, Body], Body]
     """Decodes an object of a list whose head is known."""
+    is_optional: bool = False
+    """Whether the other resources are read even if the CRD of this one is not installed, or the permission to read it
+    is missing, as after an upgrade of the operator alone."""
 
 
 class Informer(Protocol):

@@ -9,7 +9,7 @@ from functools import partial
 
 from finetune_operator.kube import transform
 from finetune_operator.kube.cache import ListSnapshot
-from finetune_operator.kube.client import KubeClient, ObjectList
+from finetune_operator.kube.client import ApiResource, KubeClient, ObjectList
 from finetune_operator.kube.informer import Informer, WatchedResource
 from finetune_operator.kube.namespace_access import NamespaceRegistry, Scope, UnreadableNamespaces
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 _MAX_PARALLEL_LISTS = 8
 """Namespaces that are listed at the same time, so that one without a response does not delay all others."""
 
-ListResponses = Sequence[ObjectList | BaseException]
-"""Lists and errors of one namespace, in the order of the watched resources."""
+ListResponses = Mapping[ApiResource, ObjectList | BaseException]
+"""Lists and errors of one namespace."""
+NamespaceLists = Mapping[ApiResource, ObjectList]
+"""Lists of one namespace. Optional resources may be missing."""
 
 
 class Lister:
@@ -31,6 +33,10 @@ class Lister:
         self._namespaces = namespaces
         self._informers: list[Informer] = []
         self._resources: list[WatchedResource] = []
+        """The watched resources of all informers. Several informers may watch the same resource, which is listed
+        once."""
+        self._missing_resources: frozenset[ApiResource] = frozenset()
+        """Optional resources that could not be read at the last list, which is logged."""
         self._list_slots = asyncio.Semaphore(_MAX_PARALLEL_LISTS)
         self._refresh_lock = asyncio.Lock()
         """Prevents concurrent refreshes: a tombstone is kept for two lists, which covers the one in progress."""
@@ -67,21 +73,25 @@ class Lister:
             informer.evict_finished()
 
     async def _fetch_lists(self, scope: Scope) -> ListResponses:
+        resources = list(dict.fromkeys(watched.resource for watched in self._resources))
         async with self._list_slots:
-            requests = (self._client.list_objects(watched.resource, scope) for watched in self._resources)
+            requests = (self._client.list_objects(resource, scope) for resource in resources)
             responses = await asyncio.gather(*requests, return_exceptions=True)
         for response in responses:
             if isinstance(response, BaseException) and not isinstance(response, (ApiError, *CONNECTION_ERRORS)):
                 raise response
-        return responses
+        return dict(zip(resources, responses, strict=True))
 
-    def _check_responses(self, scope: Scope, responses: ListResponses) -> list[ObjectList] | None:
+    def _check_responses(self, scope: Scope, responses: ListResponses) -> NamespaceLists | None:
         """Return the lists if all of them succeeded. Otherwise record why the namespace could not be listed."""
-        errors = [response for response in responses if isinstance(response, Exception)]
+        missing = self._find_missing_resources(responses)
+        required = {resource: each for resource, each in responses.items() if resource not in missing}
+        errors = [response for response in required.values() if isinstance(response, Exception)]
         if not errors:
             self._namespaces.record_list(scope)
-            return [each for each in responses if isinstance(each, ObjectList)]
-        access_error = _find_access_error(responses)
+            self._record_missing_resources(missing)
+            return {resource: each for resource, each in required.items() if isinstance(each, ObjectList)}
+        access_error = _find_access_error(list(required.values()))
         if scope is None or access_error is None:
             self._namespaces.record_failure(scope, errors[0])
             return None
@@ -91,21 +101,44 @@ class Lister:
                 watched.cache.drop_namespace(scope)
         return None
 
-    def _replace_namespaces(
-        self, lists: Mapping[Scope, Sequence[ObjectList]], previous_versions: Sequence[int]
-    ) -> None:
+    def _find_missing_resources(self, responses: ListResponses) -> dict[ApiResource, ApiError]:
+        """Return the errors of optional resources that do not exist or must not be read."""
+        optional = {watched.resource for watched in self._resources if watched.is_optional}
+        errors = {resource: responses[resource] for resource in optional}
+        return {
+            resource: error
+            for resource, error in errors.items()
+            if isinstance(error, ApiError) and error.status in (403, 404)
+        }
+
+    def _record_missing_resources(self, missing: Mapping[ApiResource, ApiError]) -> None:
+        """Log once that a resource cannot be read, and again after it could."""
+        for resource, error in missing.items():
+            if resource not in self._missing_resources:
+                log.warning(
+                    "%s are not reconciled, because they cannot be read; install the CRDs and the permissions of this "
+                    "version, and restart the operator: %s",
+                    resource.plural,
+                    error,
+                )
+        self._missing_resources = frozenset(missing)
+
+    def _replace_namespaces(self, lists: Mapping[Scope, NamespaceLists], previous_versions: Sequence[int]) -> None:
         """Replace the cached objects of these namespaces.
 
         `previous_versions` are the highest resource versions of each resource before the lists were requested.
         """
         if any(
-            0 < listed.resource_version < previous_version
+            0 < object_lists[watched.resource].resource_version < previous_version
             for object_lists in lists.values()
-            for listed, previous_version in zip(object_lists, previous_versions, strict=True)
+            for watched, previous_version in zip(self._resources, previous_versions, strict=True)
+            if watched.resource in object_lists
         ):
             self._clear_after_restore()
-        for index, watched in enumerate(self._resources):
-            _replace_resource(watched, {scope: object_lists[index] for scope, object_lists in lists.items()})
+        for watched in self._resources:
+            listed = {scope: each[watched.resource] for scope, each in lists.items() if watched.resource in each}
+            if listed:
+                _replace_resource(watched, listed)
 
     def _clear_after_restore(self) -> None:
         """Clear all caches. A complete list is of the newest version, so a version that is lower than before means
@@ -127,7 +160,7 @@ def _replace_resource(watched: WatchedResource, lists: Mapping[Scope, ObjectList
     watched.cache.replace(snapshots)
 
 
-def _find_access_error(responses: ListResponses) -> ApiError | None:
+def _find_access_error(responses: Sequence[ObjectList | BaseException]) -> ApiError | None:
     """Return the error which shows that the namespace itself cannot be read: 404 of all resources, or 403 of any.
 
     404 of FineTuneJobs alone means that the CRD is not installed.

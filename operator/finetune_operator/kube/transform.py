@@ -40,9 +40,19 @@ _ANNOTATIONS = (
     INSTALLATION_ANNOTATION,
     SUSPEND_AT_STEP_ANNOTATION,
 )
+_CHILD_SPEC_FIELDS = ("suspend", "suspendAtStep", "cancel", "budget")
+_CHILD_STATUS_FIELDS = ("phase", "reason", "conditions", "completionTime", "gpuSeconds", "stepResult")
 _JOB_SPEC_FIELDS = ("suspend", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC_FIELDS = ("nodeName", "hostNetwork")
 _POD_STATUS_FIELDS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses", "podIP")
+
+
+class _HeadOwner(TypedDict, total=False):
+    apiVersion: str
+    kind: str
+    name: str
+    uid: str
+    controller: bool
 
 
 class _HeadMetadata(TypedDict, total=False):
@@ -51,6 +61,7 @@ class _HeadMetadata(TypedDict, total=False):
     uid: str
     resourceVersion: str
     labels: dict[str, str]
+    ownerReferences: list[_HeadOwner]
 
 
 class _HeadSpec(TypedDict, total=False):
@@ -176,6 +187,21 @@ def _normalize_body(body: Body) -> Body:
     except msgspec.ValidationError:
         status = _UNREADABLE_STATUS
     return {**body, "spec": spec if isinstance(spec, dict) else {}, "status": status}
+
+
+def strip_child(body: Body) -> Body:
+    """Keep of a FineTuneJob what its FineTuneSchedule or FineTuneSweep reads. The result is read when it is needed."""
+    body = _normalize_body(body)
+    return {
+        **_strip_metadata(body),
+        "spec": _select_keys(_CHILD_SPEC_FIELDS, body["spec"]),
+        "status": _select_keys(_CHILD_STATUS_FIELDS, body["status"]),
+    }
+
+
+def strip_owner(body: Body) -> Body:
+    """Drop the metadata of a FineTuneSchedule or a FineTuneSweep that is not read."""
+    return _strip_metadata(_normalize_body(body))
 
 
 def strip_job(body: Body) -> Body:

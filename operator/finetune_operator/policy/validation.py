@@ -162,6 +162,8 @@ def _list_data_uris(spec: FineTuneJobSpec) -> list[tuple[str, str]]:
     uris = [(f"spec.dataset.sources[{index}].uri", source.uri) for index, source in enumerate(spec.dataset.sources)]
     for index, source in enumerate((validation and validation.sources) or []):
         uris.append((f"spec.dataset.validation.sources[{index}].uri", source.uri))
+    for index, source in enumerate(spec.evaluation.test.sources if spec.evaluation.test else []):
+        uris.append((f"spec.evaluation.test.sources[{index}].uri", source.uri))
     return [*uris, *([("spec.evaluation.bias.pairsURI", bias.pairs_uri)] if bias and bias.pairs_uri else [])]
 
 

@@ -1,4 +1,4 @@
-"""The reference to the FineTuneJob that owns an object."""
+"""The reference to the object that owns another one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from finetune_operator.api import API_VERSION, KIND, ObjectMeta
 from finetune_operator.api.objects import Body
 
 
-def build_owner_reference(meta: ObjectMeta) -> Body:
-    """Return the owner reference of an object that is deleted with its FineTuneJob."""
+def build_owner_reference(meta: ObjectMeta, kind: str = KIND) -> Body:
+    """Return the owner reference of an object that is deleted with its FineTuneJob, or with an object of another
+    kind."""
     return {
         "apiVersion": API_VERSION,
-        "kind": KIND,
+        "kind": kind,
         "name": meta.name,
         "uid": meta.uid,
         "controller": True,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_operator.api import ConfigMapKeyRef, FineTuneJobSpec, StorageSpec
+from finetune_operator.api import ConfigMapKeyRef, StorageSpec
 from finetune_operator.api.compute import ComputeSpec, ScratchSpec
 from finetune_operator.api.labels import SCRATCH_VOLUME
 from finetune_operator.api.objects import Body
+from finetune_operator.api.spec import RunSpec
 from finetune_trainer import contract
-from finetune_trainer.contract import Quantity, parse_quantity
+from finetune_trainer.contract import DataSource, Quantity, parse_quantity
 
 SCRATCH_DIR = "/scratch"
 S3_CREDENTIALS_DIR = "/etc/finetune/s3"
@@ -34,7 +35,7 @@ _DATASET_HUB_TOKEN_FILE = f"{DATASET_HUB_TOKEN_DIR}/{contract.HUB_TOKEN_KEY}"
 _FILE_MODE = 0o440
 
 
-def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[str, str]:
+def build_environment(spec: RunSpec, allow_node_identity: bool) -> dict[str, str]:
     """Return the variables with the paths of the mounts, and the one that disables the identity of the node."""
     environment = {
         **build_storage_environment(spec.storage, allow_node_identity),
@@ -45,15 +46,26 @@ def build_environment(spec: FineTuneJobSpec, allow_node_identity: bool) -> dict[
         "TMPDIR": SCRATCH_DIR,
     }
     tracking_secret = spec.tracking.credentials_secret_ref if spec.tracking else None
+    if tracking_secret:
+        environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
+    if get_cache_claim(spec):
+        environment[contract.MODEL_CACHE_DIR_ENV] = MODEL_CACHE_DIR
+    return environment | build_input_environment(spec) | build_signing_environment(spec)
+
+
+def build_input_environment(spec: RunSpec) -> dict[str, str]:
+    """Return the variables with the paths of what model and data are read with, besides S3."""
     paths = (
         (spec.model.token_secret_ref, contract.HUB_TOKEN_FILE_ENV, _HUB_TOKEN_FILE),
         (spec.dataset.token_secret_ref, contract.DATASET_HUB_TOKEN_FILE_ENV, _DATASET_HUB_TOKEN_FILE),
-        (spec.output.signing, contract.SIGNING_KEY_FILE_ENV, f"{SIGNING_DIR}/{contract.SIGNING_KEY}"),
-        (tracking_secret, contract.TRACKING_CREDENTIALS_DIR_ENV, TRACKING_DIR),
         (_list_input_claims(spec), contract.CLAIMS_DIR_ENV, CLAIMS_DIR),
-        (get_cache_claim(spec), contract.MODEL_CACHE_DIR_ENV, MODEL_CACHE_DIR),
     )
-    return environment | {name: path for is_mounted, name, path in paths if is_mounted}
+    return {name: path for is_mounted, name, path in paths if is_mounted}
+
+
+def build_signing_environment(spec: RunSpec) -> dict[str, str]:
+    """Return the variable with the path of the signing key, if the result is signed."""
+    return {contract.SIGNING_KEY_FILE_ENV: f"{SIGNING_DIR}/{contract.SIGNING_KEY}"} if spec.output.signing else {}
 
 
 def compute_scratch_size(compute: ComputeSpec) -> Quantity:
@@ -93,7 +105,7 @@ def build_storage_environment(storage: StorageSpec, allow_node_identity: bool) -
     return environment
 
 
-def build_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
+def build_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
     """Return pairs of a volume mount and the source of its volume. All mounts except scratch are read-only."""
     scratch = ({"name": SCRATCH_VOLUME, "mountPath": SCRATCH_DIR}, _build_scratch_source(spec.compute.scratch))
     return [scratch, *_build_access_mounts(spec), *_build_claim_mounts(spec)]
@@ -116,18 +128,40 @@ def build_storage_mounts(storage: StorageSpec) -> list[tuple[Body, Body]]:
     return mounts
 
 
-def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
-    """Return the mounts of the Secrets and the ConfigMap that the spec refers to."""
-    mounts = build_storage_mounts(spec.storage)
+def build_hub_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
+    """Return the mounts of the Secrets with the tokens of the hub."""
+    mounts: list[tuple[Body, Body]] = []
     if spec.model.token_secret_ref:
         source = _build_secret_source(spec.model.token_secret_ref.name, contract.HUB_TOKEN_KEY)
         mounts.append((_build_read_only_mount("hub-token", HUB_TOKEN_DIR), source))
     if spec.dataset.token_secret_ref:
         source = _build_secret_source(spec.dataset.token_secret_ref.name, contract.HUB_TOKEN_KEY)
         mounts.append((_build_read_only_mount("dataset-hub-token", DATASET_HUB_TOKEN_DIR), source))
-    if spec.output.signing:
-        source = _build_secret_source(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
-        mounts.append((_build_read_only_mount("signing", SIGNING_DIR), source))
+    return mounts
+
+
+def build_signing_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
+    """Return the mount of the Secret with the signing key."""
+    if spec.output.signing is None:
+        return []
+    source = _build_secret_source(spec.output.signing.key_secret_ref.name, contract.SIGNING_KEY)
+    return [(_build_read_only_mount("signing", SIGNING_DIR), source)]
+
+
+def build_input_claim_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
+    """Return one read-only mount for each claim that model and data are read from."""
+    return [
+        (
+            _build_read_only_mount(f"claim-{number}", f"{CLAIMS_DIR}/{name}"),
+            _build_claim_source(name, read_only=True),
+        )
+        for number, name in enumerate(_list_input_claims(spec))
+    ]
+
+
+def _build_access_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
+    """Return the mounts of the Secrets and the ConfigMap that the spec refers to."""
+    mounts = [*build_storage_mounts(spec.storage), *build_hub_mounts(spec), *build_signing_mounts(spec)]
     if spec.tracking and spec.tracking.credentials_secret_ref:
         keys = contract.TRACKING_KEYS[spec.tracking.tool]
         source = _build_optional_secret_source(spec.tracking.credentials_secret_ref.name, keys)
@@ -135,7 +169,7 @@ def _build_access_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
     return mounts
 
 
-def _build_claim_mounts(spec: FineTuneJobSpec) -> list[tuple[Body, Body]]:
+def _build_claim_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
     """Return one mount for each claim, and one for the model cache.
 
     Volumes are numbered, because names of claims can be longer than theirs. Each claim is one volume, because the
@@ -157,17 +191,23 @@ def _build_claim_source(claim_name: str, *, read_only: bool) -> Body:
     return {"persistentVolumeClaim": {**claim, "readOnly": True} if read_only else claim}
 
 
-def get_cache_claim(spec: FineTuneJobSpec) -> str | None:
+def get_cache_claim(spec: RunSpec) -> str | None:
     """Return the claim of the model cache, or None if there is none or if the model is on a volume itself."""
     return None if spec.model.uri.startswith(_PVC_SCHEME) else spec.compute.model_cache_claim_name
 
 
-def _list_input_claims(spec: FineTuneJobSpec) -> list[str]:
+def _list_input_claims(spec: RunSpec) -> list[str]:
     """Return the names of the claims that model and data are read from, each once, in the order of the spec."""
-    validation_sources = (spec.dataset.validation and spec.dataset.validation.sources) or []
-    uris = [spec.model.uri, *(source.uri for source in (*spec.dataset.sources, *validation_sources))]
+    uris = [spec.model.uri, *(source.uri for source in list_data_sources(spec))]
     names = [uri.removeprefix(_PVC_SCHEME).partition("/")[0] for uri in uris if uri.startswith(_PVC_SCHEME)]
     return list(dict.fromkeys(names))
+
+
+def list_data_sources(spec: RunSpec) -> list[DataSource]:
+    """Return the sources of the rows for training, validation and test."""
+    validation_sources = (spec.dataset.validation and spec.dataset.validation.sources) or []
+    test_sources = spec.evaluation.test.sources if spec.evaluation.test else []
+    return [*spec.dataset.sources, *validation_sources, *test_sources]
 
 
 def _build_read_only_mount(name: str, path: str) -> Body:

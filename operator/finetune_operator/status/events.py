@@ -104,15 +104,22 @@ def build_cleaning_event(meta: ObjectMeta, reason: EventReason, message: str, no
     return _build_event(meta, content, f"{meta.name}.{digest[:16]}", now)
 
 
-def _build_event(meta: ObjectMeta, content: EventContent, name: str, now: str) -> Body:
-    """Return an Event about the FineTuneJob."""
+def build_owner_event(kind: str, meta: ObjectMeta, content: EventContent, now: str) -> Body:
+    """Return the Event about a FineTuneSchedule or a FineTuneSweep. The same content is one Event a day."""
+    identity = "/".join((meta.uid, content.reason, content.message, now[:10]))
+    name = f"{meta.name}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return _build_event(meta, content, name, now, kind)
+
+
+def _build_event(meta: ObjectMeta, content: EventContent, name: str, now: str, kind: str = KIND) -> Body:
+    """Return an Event about a FineTuneJob, or about an object of another kind."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": name, "namespace": meta.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
-            "kind": KIND,
+            "kind": kind,
             "name": meta.name,
             "namespace": meta.namespace,
             "uid": meta.uid,

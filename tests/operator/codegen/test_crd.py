@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from finetune_operator.codegen import __main__ as generate
-from finetune_operator.codegen.crd import build_crd, build_root_schema
+from finetune_operator.codegen.crd import DEFINITIONS, KindDefinition, build_crd, build_root_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +46,9 @@ def _schema_at(path: str) -> dict[str, Any]:
     return dict(_walk_schema(build_root_schema()))[path]
 
 
-def test_crd_schema_is_structural() -> None:
-    for path, schema in _walk_schema(build_root_schema()):
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.kind)
+def test_crd_schema_is_structural(definition: KindDefinition) -> None:
+    for path, schema in _walk_schema(build_root_schema(definition)):
         assert not FORBIDDEN & schema.keys(), path
         assert schema["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
         assert not ("properties" in schema and "additionalProperties" in schema), path
@@ -55,8 +56,9 @@ def test_crd_schema_is_structural() -> None:
             assert schema.get(limit, True) is True, path
 
 
-def test_crd_every_field_has_size_limit_and_description() -> None:
-    for path, schema in _walk_schema(build_root_schema()):
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.kind)
+def test_crd_every_field_has_size_limit_and_description(definition: KindDefinition) -> None:
+    for path, schema in _walk_schema(build_root_schema(definition)):
         if not path.startswith((".spec", ".status")):
             continue
         if schema["type"] == "string":
@@ -69,20 +71,23 @@ def test_crd_every_field_has_size_limit_and_description() -> None:
             assert schema.get("description"), path
 
 
-def test_crd_defaults_are_never_null() -> None:
-    assert "null" not in json.dumps(build_crd())
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.kind)
+def test_crd_defaults_are_never_null(definition: KindDefinition) -> None:
+    assert "null" not in json.dumps(build_crd(definition))
 
 
-def test_crd_field_description_starts_with_name_and_ends_with_period() -> None:
-    for path, schema in _walk_schema(build_root_schema()):
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.kind)
+def test_crd_field_description_starts_with_name_and_ends_with_period(definition: KindDefinition) -> None:
+    for path, schema in _walk_schema(build_root_schema(definition)):
         name = path.rpartition(".")[2]
         if path.startswith((".spec.", ".status.")) and name not in {"items", "additionalProperties"}:
             assert schema["description"].startswith(f"{name} "), path
             assert schema["description"].endswith("."), path
 
 
-def test_crd_spec_description_states_scalar_default() -> None:
-    for path, schema in _walk_schema(build_root_schema()["properties"]["spec"]):
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.kind)
+def test_crd_spec_description_states_scalar_default(definition: KindDefinition) -> None:
+    for path, schema in _walk_schema(build_root_schema(definition)["properties"]["spec"]):
         default, description = schema.get("default"), schema.get("description", "")
         if isinstance(default, str | int | float):
             assert f"Defaults to {default if isinstance(default, str) else json.dumps(default)}." in description, path
@@ -104,7 +109,7 @@ def test_crd_schema_has_defaults_limits_and_rules() -> None:
 
 def test_crd_definition_is_small_and_has_printer_columns() -> None:
     definition = build_crd()
-    assert len(json.dumps(definition)) < 262_144 / 3
+    assert all(len(json.dumps(build_crd(each))) < 262_144 / 2 for each in DEFINITIONS)
     version = definition["spec"]["versions"][0]
     shown = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
     assert shown == ["Phase", "Reason", "Progress", "ETA", "Loss", "Duration", "Age"]
@@ -129,11 +134,12 @@ def test_generate_check_stale_file_is_named(
     assert "stale, run `make generate`: manifests/crd.yaml" in capsys.readouterr().out
     assert generate.main([]) == 0
     assert generate.main(["--check"]) == 0
-    chart_crd = yaml.safe_load((tmp_path / "chart" / "crd.yaml").read_text())
-    assert chart_crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    del chart_crd["metadata"]
-    plain = yaml.safe_load((tmp_path / "manifests" / "crd.yaml").read_text())
-    assert chart_crd.items() <= plain.items()
+    chart_crds = [*yaml.safe_load_all((tmp_path / "chart" / "crd.yaml").read_text())]
+    plain_crds = [*yaml.safe_load_all((tmp_path / "manifests" / "crd.yaml").read_text())]
+    assert len(chart_crds) == len(DEFINITIONS)
+    for chart_crd, plain in zip(chart_crds, plain_crds, strict=True):
+        assert chart_crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert chart_crd == plain
 
 
 def test_generate_unknown_argument_exits_with_2() -> None:

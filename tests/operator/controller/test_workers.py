@@ -61,5 +61,6 @@ def test_manager_registered_kind_is_watched() -> None:
     manager.register(Controller(DUMMY_KIND, dummy, CountingReconciler()))
     handlers = manager.build_registry()._watching.get_all_handlers()
     assert {handler.id for handler in handlers} == {
-        "FineTuneJob-finetunejobs", "FineTuneJob-jobs", "FineTuneJob-pods", "Dummy-dummies",
+        "watch-finetunejobs", "watch-jobs", "watch-pods", "watch-finetuneschedules", "watch-finetunesweeps",
+        "watch-dummies",
     }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.operator.namespace_harness import LEASE_NAME
 
-from finetune_operator.kube.client import NotLeaderError
+from finetune_operator.kube.client import FINETUNEJOBS, NotLeaderError
 from finetune_operator.kube.leader_election import LeaderElector
 from finetune_operator.kube.lease import LeaseLock
 from finetune_operator.kube.transport import Transport
@@ -153,7 +153,7 @@ async def test_election_leader_slept_past_lease_writes_nothing(world: NamespaceH
         before = world.proxy.list_writes()
         time.sleep(LEASE_SECONDS)
         with pytest.raises(NotLeaderError):
-            await operator._client.patch_status(world.namespace, "bot", {"status": {}})
+            await operator._client.patch_status(FINETUNEJOBS, world.namespace, "bot", {"status": {}})
         assert world.proxy.list_writes() == before
         await world.wait_until(is_leader)
         await world.create_finetunejob()

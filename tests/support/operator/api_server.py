@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
-from finetune_operator.codegen.crd import build_crd
+from finetune_operator.codegen.crd import DEFINITIONS, build_crd
 from local_cluster import tools
 
 ADMIN_TOKEN, OPERATOR_TOKEN = secrets.token_hex(16), secrets.token_hex(16)
@@ -65,7 +65,7 @@ def run_api_server(folder: Path, extra_flags: Mapping[str, object] | None = None
     processes.append(_start_process(folder, [apiserver, *(f"--{key}={value}" for key, value in flags.items())]))
     try:
         url = f"https://127.0.0.1:{port}"
-        asyncio.run(_install_crd(url))
+        asyncio.run(_install_crds(url))
         yield url
     finally:
         for process in reversed(processes):
@@ -85,17 +85,19 @@ def _build_etcd_flags(folder: Path, client_port: int, peer_port: int) -> list[st
     return ["--unsafe-no-fsync", *(f"--{key}={value}" for key, value in flags.items())]
 
 
-async def _install_crd(url: str) -> None:
+async def _install_crds(url: str) -> None:
     async with open_session() as client:
         deadline = time.monotonic() + 50
         while not await _is_served(client, f"{url}/readyz"):
             assert time.monotonic() < deadline, "kube-apiserver does not get ready"
             await asyncio.sleep(0.2)
         path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        async with client.post(url + path, json=build_crd()) as response:
-            assert response.status == 201, await response.text()
-        while not await _is_served(client, f"{url}/apis/finetune.dev/v1alpha1/finetunejobs"):
-            await asyncio.sleep(0.1)
+        for definition in DEFINITIONS:
+            async with client.post(url + path, json=build_crd(definition)) as response:
+                assert response.status == 201, await response.text()
+        for definition in DEFINITIONS:
+            while not await _is_served(client, f"{url}/apis/finetune.dev/v1alpha1/{definition.plural}"):
+                await asyncio.sleep(0.1)
 
 
 async def _is_served(session: aiohttp.ClientSession, url: str) -> bool:

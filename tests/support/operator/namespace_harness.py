@@ -19,9 +19,20 @@ from finetune_operator.manager import Manager
 from finetune_operator.settings import Settings
 
 OPERATOR_RULES = [  # all that the operator may do; the chart's Role is the same
-    {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs"], "verbs": ["list", "watch", "delete"]},
-    {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs/status"], "verbs": ["patch"]},
-    {"apiGroups": ["finetune.dev"], "resources": ["finetunejobs/finalizers"], "verbs": ["update"]},
+    {
+        "apiGroups": ["finetune.dev"],
+        "resources": ["finetunejobs"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    },
+    {"apiGroups": ["finetune.dev"], "resources": ["finetuneschedules", "finetunesweeps"], "verbs": ["list", "watch"]},
+    *(
+        {
+            "apiGroups": ["finetune.dev"],
+            "resources": [f"{plural}/{part}" for plural in ("finetunejobs", "finetuneschedules", "finetunesweeps")],
+            "verbs": [verb],
+        }
+        for part, verb in (("status", "patch"), ("finalizers", "update"))
+    ),
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch", "delete"]},
     {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "create"]},

@@ -26,6 +26,7 @@ STRING_SAMPLES = (
     "2026-11-23T08:00:00Z",
     "example.com/gpu",
     "en",
+    f"sha256:{'0' * 64}",
 )
 MAP_KEY = "prompt"  # valid as a column, a label and a resource
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import Model, Uri, cel_rules, s3_uri_rule, uri_text_rule
+from finetune_trainer.contract.dataset import DataSource
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
@@ -17,6 +18,8 @@ TermPair = Annotated[
     Field(min_length=2, max_length=2),
 ]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]+$", min_length=1, max_length=64)]
+ResultDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+"""Digest of the `manifest.json` of a result."""
 
 
 class GateRule(Model):
@@ -90,6 +93,17 @@ class Baseline(Model):
     adapter_uri: Uri = Field(alias="adapterURI")
     """adapterURI is the S3 prefix of a LoRA adapter of the same base model, such as the `output.uri` of an earlier
     run."""
+    digest: ResultDigest | None = None
+    """digest is the `status.result.digest` of the run that published the adapter. The run fails if the adapter at
+    `adapterURI` has another one. If unset, any adapter is accepted."""
+
+
+class HeldOutTest(Model):
+    """HeldOutTest is data that neither the training nor the choice of a model has seen."""
+
+    sources: list[DataSource] = Field(min_length=1, max_length=4)
+    """sources are the locations of the test rows. Training rows that also occur there are dropped and counted as
+    `leaked`."""
 
 
 class Evaluation(Model):
@@ -113,6 +127,10 @@ class Evaluation(Model):
     )
     """baselines are adapters that are measured on the same rows as the base model and the fine-tuned model, to compare
     results over time."""
+    test: HeldOutTest | None = None
+    """test is data that the finished model is measured on once: the metrics `testLoss` and, with a task, `testAccuracy`
+    and so on. Early stopping, a promotion and a sweep choose by the validation data, so their validation metrics are
+    optimistic and those of the test data are not. It needs method sft. If unset, there is no test."""
     sample_prompts: list[SamplePrompt] = Field(default=[], max_length=16)
     """samplePrompts are prompts that the report shows with the answers of the base model and the fine-tuned model."""
     bias: BiasEvaluation | None = None

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from finetune_trainer.contract.base import Count, Model
+from finetune_trainer.contract.comparison import BaselineComparison, Verdicts
 
 
 class ExitCode(IntEnum):
@@ -42,6 +43,7 @@ class Reason(StrEnum):
     OUTPUT_EXISTS = "OutputExists"  # output.uri contains another run's result or other files
     OUTPUT_BUSY = "OutputBusy"  # another run is writing to output.uri
     INPUTS_CHANGED = "InputsChanged"  # output.uri contains a result of this run from other inputs
+    ALIAS_CONFLICT = "AliasConflict"  # the alias of a schedule contains something that the schedule did not write
     EVALUATION_GATE = "EvaluationGate"  # the fine-tuned model does not pass evaluation.gate; it is not published
     OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
     DISK_FULL = "DiskFull"  # scratch is too small
@@ -174,6 +176,10 @@ class Result(Model):
     """modelRevision is the hub commit of the base model, or a digest of its files."""
     metrics: dict[Annotated[str, StringConstraints(max_length=64)], float] = Field(default={}, max_length=32)
     """metrics are the metrics of the complete run, such as `trainLoss`, `trainSeconds` and `tokens`."""
+    verdicts: Verdicts | None = None
+    """verdicts are the conclusions of the evaluation. They are unset if an earlier version has published the result."""
+    baselines: list[BaselineComparison] | None = Field(default=None, max_length=4)
+    """baselines compare the result with `evaluation.baselines`."""
 
 
 class CacheResult(StrEnum):

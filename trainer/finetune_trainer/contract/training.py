@@ -8,6 +8,20 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import Model, ModuleName, cel_rules
 
+# Types of the fields that a FineTuneSweep can set.
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Scheduler = Literal["linear", "cosine", "constant"]
+WarmupRatio = Annotated[float, Field(ge=0, lt=1)]
+Epochs = Annotated[float, Field(gt=0, le=1000)]
+MaxSteps = Annotated[int, Field(ge=1, le=10_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
+WeightDecay = Annotated[float, Field(ge=0, le=1)]
+MaxGradNorm = Annotated[float, Field(gt=0, le=1000)]
+Beta = Annotated[float, Field(gt=0, le=10)]
+LoraRank = Annotated[int, Field(ge=1, le=1024)]
+LoraAlpha = Annotated[float, Field(gt=0, le=65536)]
+LoraDropout = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Lora(Model):
     """Lora configures the low-rank adapter. Names follow PEFT."""
@@ -21,11 +35,11 @@ class Lora(Model):
         )
     )
 
-    rank: int = Field(default=16, ge=1, le=1024)
+    rank: LoraRank = 16
     """rank is the rank `r` of the update matrices. Defaults to 16."""
-    alpha: float = Field(default=32, gt=0, le=65536)
+    alpha: LoraAlpha = 32
     """alpha is the scaling factor: updates are multiplied by alpha / rank. Defaults to 32."""
-    dropout: float = Field(default=0, ge=0, lt=1)
+    dropout: LoraDropout = 0
     """dropout is the dropout probability on the input of the adapter. Higher values can reduce overfitting. Defaults to
     0."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
@@ -109,25 +123,25 @@ class Training(Model):
     matrix. `auto`: Unsloth if all of this allows it, the method is `sft`, the quantization is not int8, Unsloth is
     installed and there is a GPU; otherwise transformers. Both train the same tokens with the trainers of TRL. Defaults
     to auto."""
-    epochs: float | None = Field(default=None, gt=0, le=1000)
+    epochs: Epochs | None = None
     """epochs is the number of passes over the training data. Exactly one of `epochs` and `maxSteps` must be set."""
-    max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
+    max_steps: MaxSteps | None = None
     """maxSteps is the number of optimizer steps. Exactly one of `epochs` and `maxSteps` must be set."""
-    batch_size: int = Field(default=2, ge=1, le=1024)
+    batch_size: BatchSize = 2
     """batchSize is the number of rows per device and forward pass. Defaults to 2."""
-    gradient_accumulation: int = Field(default=4, ge=1, le=1024)
+    gradient_accumulation: BatchSize = 4
     """gradientAccumulation is the number of forward passes per optimizer step. The loss is averaged over all their
     tokens. Defaults to 4."""
-    learning_rate: float = Field(default=2e-4, gt=0, le=1)
+    learning_rate: LearningRate = 2e-4
     """learningRate is the peak learning rate. Defaults to 0.0002."""
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    scheduler: Scheduler = "linear"
     """scheduler is the shape of the learning rate after warmup. Defaults to linear."""
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    warmup_ratio: WarmupRatio = 0.03
     """warmupRatio is the fraction of all steps in which the learning rate increases from zero to its peak. Defaults to
     0.03."""
-    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    weight_decay: WeightDecay = 0.01
     """weightDecay is the weight decay of AdamW. Higher values can reduce overfitting. Defaults to 0.01."""
-    max_grad_norm: float = Field(default=1, gt=0, le=1000)
+    max_grad_norm: MaxGradNorm = 1
     """maxGradNorm is the norm that gradients are clipped to. Defaults to 1."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """precision is the number format of the base model and its activations. `auto` is bf16 on GPUs that support it,
@@ -142,7 +156,7 @@ class Training(Model):
     loss: Literal["completion", "all"] = "completion"
     """loss sets which tokens are trained on. `completion` trains on the tokens of the assistant or of the completion
     only, `all` trains on all tokens. Rows of format `text` are always trained on all tokens. Defaults to completion."""
-    beta: float = Field(default=0.1, gt=0, le=10)
+    beta: Beta = 0.1
     """beta sets for `dpo` and `kto` how close the fine-tuned model stays to the reference model. Higher values keep it
     closer. Defaults to 0.1."""
     reference: Literal["initial", "base"] = "initial"

@@ -27,12 +27,18 @@ from finetune_trainer.tasks import clean
 def run_task() -> TaskOutcome:
     """Run the task that the environment describes."""
     config = _load_config()
-    output = Location.parse_folder(config.clean.output_uri)
     s3 = S3(config.storage)
-    if config.clean.not_before and not _is_due(s3, output, config.clean):
-        message = f"nothing is deleted before {config.clean.not_before}"
+    if config.clean:
+        return _clean(s3, config.clean)
+    raise TrainerError(Reason.CONFIG_INVALID, f"{TASK_CONFIG_ENV}: this version does not know the task")
+
+
+def _clean(s3: S3, task: CleanTask) -> TaskOutcome:
+    output = Location.parse_folder(task.output_uri)
+    if task.not_before and not _is_due(s3, output, task):
+        message = f"nothing is deleted before {task.not_before}"
         return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=CleanReport())
-    report = clean.clean_output(s3, output, config.clean.min_age_seconds)
+    report = clean.clean_output(s3, output, task.min_age_seconds)
     message = f"deleted {clean.format_report(report)} at {output}"
     return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=report)
 

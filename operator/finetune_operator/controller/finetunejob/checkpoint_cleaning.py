@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from finetune_operator.api import EventReason, FineTuneJob, FineTuneJobStatus
 from finetune_operator.api.objects import Body, ObjectKey
-from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.request import TIME_FORMAT, ReconcileRequest
-from finetune_operator.kube.client import KubeClient
+from finetune_operator.controller.profile_store import ProfileStore
+from finetune_operator.controller.run_control import REFUSED_STATUSES
+from finetune_operator.controller.task_runner import choose_profile
+from finetune_operator.kube.client import FINETUNEJOBS, KubeClient
 from finetune_operator.kube.finetunejob_cache import DeletedRun, FineTuneJobCache, get_finetunejob_key
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed.cleaning import (
@@ -26,7 +28,6 @@ from finetune_operator.observed.cleaning import (
 )
 from finetune_operator.observed.objects import find_true_condition, is_finished
 from finetune_operator.observed.task import read_task_outcome
-from finetune_operator.policy.profiles import ChosenProfile, Profiles
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.resources.task_job import build_clean_job
 from finetune_operator.settings import Settings
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 30.0
 """Seconds until an unfinished Job is read again."""
-_REFUSED_STATUSES = (400, 403, 422)
-"""Statuses of a Job that a quota, a policy or a webhook refuses. A namespace that is being deleted has 403, too."""
 
 
 class CheckpointCleaner:
@@ -90,7 +89,7 @@ class CheckpointCleaner:
         try:
             await self._client.create_job(job)
         except ApiError as error:
-            if error.status == 404 or error.status in _REFUSED_STATUSES:
+            if error.status == 404 or error.status in REFUSED_STATUSES:
                 log.warning("checkpoints of the deleted FineTuneJob at %s are not cleaned: %s", uri, error)
             elif error.status != 409:
                 raise
@@ -103,7 +102,7 @@ class CheckpointCleaner:
             finetunejob = FineTuneJob.model_validate({**body, "status": None})
             profiles = self._profile_store.read()
             violations = find_violations(finetunejob, self._settings, profiles)
-            job = build_clean_job(finetunejob, self._settings, not_before, _choose_profile(finetunejob, profiles))
+            job = build_clean_job(finetunejob, self._settings, not_before, choose_profile(finetunejob, profiles))
         except ValidationError as error:
             return f"the spec is not valid for this version of the operator: {error.error_count()} problems"
         # Its compute, or the bounds, may have changed since the Job of its trainer was created.
@@ -113,7 +112,7 @@ class CheckpointCleaner:
         try:
             await self._client.create_job(desired)
         except ApiError as error:
-            if error.status not in _REFUSED_STATUSES:
+            if error.status not in REFUSED_STATUSES:
                 raise
             await self._record_event(request, EventReason.CLEANING_FAILED, error.message)
             return None
@@ -130,7 +129,7 @@ class CheckpointCleaner:
             return
         meta = request.body["metadata"]
         stored = await self._client.patch_status(
-            meta["namespace"], meta["name"],
+            FINETUNEJOBS, meta["namespace"], meta["name"],
             {"metadata": {"uid": meta["uid"]}, "status": {CLEANED_TIME_FIELD: request.now}},
         )  # fmt: skip
         self._cache.finetunejobs.update(get_finetunejob_key(stored), stored)
@@ -143,11 +142,3 @@ class CheckpointCleaner:
             await self._client.create_event(events.build_cleaning_event(request.meta, reason, message, request.now))
         except (ApiError, *CONNECTION_ERRORS) as error:  # it only informs
             log.warning("could not record the Event: %s: %s", type(error).__name__, error)
-
-
-def _choose_profile(finetunejob: FineTuneJob, profiles: Profiles) -> ChosenProfile | None:
-    """Return the profile of the run, or None if it has none or if it does not exist any more."""
-    try:
-        return profiles.choose(finetunejob.spec.compute.profile, finetunejob.metadata.namespace)
-    except KeyError:
-        return None

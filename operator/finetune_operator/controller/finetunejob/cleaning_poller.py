@@ -131,8 +131,9 @@ def _read_deferred_job(body: Body) -> _DeferredJob | None:
     if get_controller_ref(body) or is_being_deleted(body) or is_finished(body) or not is_job_suspended(body):
         return None
     config = read_task_config(body)
-    due_time = parse_timestamp(config.clean.not_before) if config else None
-    if config is None or due_time is None:
+    clean = config.clean if config else None
+    due_time = parse_timestamp(clean.not_before) if clean else None
+    if config is None or clean is None or due_time is None:
         return None
-    uri = config.clean.output_uri.rstrip("/")
+    uri = clean.output_uri.rstrip("/")
     return _DeferredJob(body, _Output(body["metadata"]["namespace"], uri, config.storage.model_dump_json()), due_time)

@@ -10,9 +10,9 @@ from finetune_operator.api import KIND
 from finetune_operator.controller.controller import Controller
 from finetune_operator.controller.finetunejob import gauges
 from finetune_operator.controller.finetunejob.cleaning_poller import CleaningPoller
-from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.progress_poller import ProgressPoller
 from finetune_operator.controller.finetunejob.reconciler import FineTuneJobReconciler
+from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import Scope
@@ -20,13 +20,13 @@ from finetune_operator.settings import Settings
 
 
 def build_controller(
-    client: KubeClient, settings: Settings, list_scopes: Callable[[], Collection[Scope]]
+    client: KubeClient,
+    settings: Settings,
+    profile_store: ProfileStore,
+    list_scopes: Callable[[], Collection[Scope]],
 ) -> Controller:
-    """Return a controller of FineTuneJobs with an empty cache. `list_scopes` returns the watched namespaces.
-
-    Raises `ProfilesError` if the file of compute profiles is invalid.
-    """
-    cache, profile_store = FineTuneJobCache(), ProfileStore(settings.profiles_file)
+    """Return a controller of FineTuneJobs with an empty cache. `list_scopes` returns the watched namespaces."""
+    cache = FineTuneJobCache()
 
     def collect_metrics() -> Iterator[Metric]:
         yield from gauges.collect_job_gauges(cache, settings.metrics_max_jobs)

@@ -18,10 +18,10 @@ from finetune_operator.controller.finetunejob.job_control import JobControl
 from finetune_operator.controller.finetunejob.observer import Observer
 from finetune_operator.controller.finetunejob.ownership import OwnershipGuard
 from finetune_operator.controller.finetunejob.planning import Changes
-from finetune_operator.controller.finetunejob.profile_store import ProfileStore
 from finetune_operator.controller.finetunejob.request import ReconcileRequest, UnreadableObjectError, build_request
+from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.kube.cache import get_resource_version
-from finetune_operator.kube.client import KubeClient
+from finetune_operator.kube.client import FINETUNEJOBS, KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache, get_finetunejob_key
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed.objects import is_being_deleted
@@ -184,7 +184,9 @@ class FineTuneJobReconciler:
         """
         request_body = {"metadata": {"resourceVersion": request.body["metadata"]["resourceVersion"]}, "status": patch}
         try:
-            return await self._client.patch_status(request.meta.namespace, request.meta.name, request_body)
+            return await self._client.patch_status(
+                FINETUNEJOBS, request.meta.namespace, request.meta.name, request_body
+            )
         except ApiError as error:
             without_progress = {key: value for key, value in patch.items() if key != "progress"}
             if error.status != HTTPStatus.UNPROCESSABLE_ENTITY or without_progress == patch:
@@ -192,7 +194,7 @@ class FineTuneJobReconciler:
         if not without_progress:
             return request.body
         return await self._client.patch_status(
-            request.meta.namespace, request.meta.name, {**request_body, "status": without_progress}
+            FINETUNEJOBS, request.meta.namespace, request.meta.name, {**request_body, "status": without_progress}
         )
 
     async def _record_event(self, request: ReconcileRequest, status: FineTuneJobStatus, status_version: int) -> None:

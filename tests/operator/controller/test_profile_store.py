@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune_operator.__main__ import main
-from finetune_operator.controller.finetunejob.profile_store import ProfileStore
+from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.policy.profiles import Profiles, ProfilesError
 
 
