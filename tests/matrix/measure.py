@@ -22,7 +22,6 @@ from finetune_trainer.modeling.support_matrix import COLUMNS, MATRIX_PATH, NOT_M
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_PATH = ROOT / "docs" / "reference" / "support-matrix.md"
-_MEASURED_EXTRAS = ("trainer", "unsloth")
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth")
 _UNSLOTH_COLUMN = "unsloth"
 _OTHER_COLUMNS = [column for column in COLUMNS if column != _UNSLOTH_COLUMN]
@@ -97,16 +96,13 @@ def _clean_cell(cell: str) -> str:
 
 
 def compute_lock_hash(lock_file: Path = ROOT / "uv.lock") -> str:
-    """Return the SHA-256 of the names and versions of all packages in `uv.lock` that the trainer depends on.
+    """Return the SHA-256 of the names and versions in `uv.lock` of the libraries and of all that they depend on.
 
-    Those of the operator and of the tests do not change what is measured.
+    Other packages do not change what is measured.
     """
     packages = tomllib.loads(lock_file.read_text(encoding="utf-8"))["package"]
     by_name = {package["name"]: package for package in packages}
-    own_package = next(package for package in packages if "editable" in package["source"])
-    extras = own_package["optional-dependencies"]
-    pending = [dependency["name"] for extra in _MEASURED_EXTRAS for dependency in extras[extra]]
-    needed = set[str]()
+    pending, needed = list(_LIBRARIES), set[str]()
     while pending:
         name = pending.pop()
         if name not in needed:

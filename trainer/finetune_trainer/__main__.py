@@ -147,6 +147,19 @@ def _run_query(action: Callable[[], Outcome]) -> int:
 
 
 def _print_plan(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli.series import format_series_plan
+    from finetune_trainer.config import loader
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    owner = loader.read_owner(args.manifest)
+    if owner is None:
+        return _print_run_plan(args)
+    print(format_series_plan(args, *owner))
+    return termination_message.build_outcome(Reason.COMPLETED, "planned")
+
+
+def _print_run_plan(args: argparse.Namespace) -> Outcome:
     from finetune_trainer.cli import app
     from finetune_trainer.config import loader
     from finetune_trainer.contract import Reason

@@ -18,6 +18,7 @@ from finetune_trainer.contract import (
     SHORT_IN_BYTES,
     Configuration,
     Count,
+    Halving,
     MetricChange,
     MetricName,
     Model,
@@ -87,17 +88,6 @@ class Objective(Model):
     """metric is the name of a metric of the validation data, such as `evalLoss` or `accuracy`, or
     `crossValidationLoss`. Lower values are better for losses and perplexities, higher values for all others. Defaults
     to evalLoss."""
-
-
-class Halving(Model):
-    """Halving ends the worst trials early (successive halving)."""
-
-    at_steps: list[Annotated[int, Field(ge=1, le=2**31 - 1)]] = Field(min_length=1, max_length=8)
-    """atSteps are the optimizer steps at which all trials are compared by their validation loss. Each is suspended
-    there until the others have reached it."""
-    keep_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """keepFraction is the fraction of the trials that continue, rounded up. The others are cancelled. Defaults to
-    0.5."""
 
 
 class SweepBudget(Model):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-REQUESTS_PER_LIFECYCLE = 34  # of a run without faults; a test compares it with the real number
+REQUESTS_PER_LIFECYCLE = 44  # of a run without faults; a test compares it with the real number
 FORBIDDEN_SECONDS = 20.0
 
 
@@ -68,7 +68,7 @@ async def _run_until_killed_then_restart(world: NamespaceHarness, finished: asyn
             await finished.wait()
 
 
-@pytest.mark.parametrize("call", range(4, REQUESTS_PER_LIFECYCLE))  # the first three are lists
+@pytest.mark.parametrize("call", range(6, REQUESTS_PER_LIFECYCLE))  # the first five are lists
 async def test_operator_killed_at_any_request_reaches_same_state(
     world: NamespaceHarness, undisturbed: dict[str, Any], call: int
 ) -> None:

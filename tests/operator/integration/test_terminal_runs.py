@@ -127,4 +127,4 @@ async def test_operator_restarted_1000_times_writes_nothing(world: NamespaceHarn
             await asyncio.sleep(0)
         await operator.stop()
     assert world.proxy.list_writes() == []
-    assert len(world.proxy.requests) == 3 * RESTARTS
+    assert len(world.proxy.requests) == 5 * RESTARTS  # lists

@@ -72,7 +72,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML")
+    manifest_help = "YAML of a FineTuneJob, a FineTuneSchedule or a FineTuneSweep"
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help=manifest_help)
+    parser.add_argument(
+        "--gpu-hour-price", type=float, metavar="PRICE", help="price of one GPU for an hour; adds the cost of a series"
+    )
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     parser.add_argument(
         "--check", action="store_true", help="load the base model and run the checks before the first step"

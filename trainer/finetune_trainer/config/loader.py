@@ -37,6 +37,8 @@ from finetune_trainer.errors import TrainerError
 
 API_GROUP = "finetune.dev/"
 KIND = "FineTuneJob"
+OWNER_KINDS = ("FineTuneSchedule", "FineTuneSweep")
+"""Kinds whose objects have a template of FineTuneJobs."""
 
 _FieldPath = tuple[str | int, ...]
 _CLEARER_MESSAGES = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
@@ -58,7 +60,18 @@ _PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstruct
 
 def load_manifest(path: Path) -> TrainerConfig:
     """Load and validate the manifest at `path`. Raises `CONFIG_INVALID` with one line per mistake."""
-    document = _read_job_document(path)
+    return _load_document(path, _read_job_document(path))
+
+
+def load_template(path: Path) -> TrainerConfig:
+    """Load and validate a FineTuneJob, or the template of a FineTuneSchedule or a FineTuneSweep.
+
+    Raises `CONFIG_INVALID` with one line per mistake.
+    """
+    return _load_document(path, _read_template(path))
+
+
+def _load_document(path: Path, document: CommentedMap) -> TrainerConfig:
     _resolve_local_paths(document["spec"])
     problems = [
         _format_problem_with_line(document, *name_problem) for name_problem in _find_invalid_names(document["metadata"])
@@ -104,14 +117,14 @@ def _replace_path(section: object) -> None:
 
 def read_world_size(path: Path) -> int:
     """Return the number of ranks in the cluster: one per GPU, or one per pod without GPUs."""
-    compute = _read_job_document(path)["spec"].get("compute")
+    compute = _read_template(path)["spec"].get("compute")
     nodes, gpus = (compute.get(name, 1) if isinstance(compute, dict) else 1 for name in ("nodes", "gpusPerNode"))
     return max(nodes, 1) * max(gpus, 1) if isinstance(nodes, int) and isinstance(gpus, int) else 1
 
 
 def read_scratch_size(path: Path) -> int | None:
     """Return `compute.scratch.size` in bytes, or None if the manifest does not set it."""
-    compute = _read_job_document(path)["spec"].get("compute")
+    compute = _read_template(path)["spec"].get("compute")
     scratch = compute.get("scratch") if isinstance(compute, dict) else None
     size = scratch.get("size") if isinstance(scratch, dict) else None
     return int(parse_quantity(str(size))) if re.fullmatch(QUANTITY_PATTERN, str(size)) else None
@@ -198,7 +211,36 @@ def _find_broken_rules_below(value: object, path: _FieldPath) -> Iterator[tuple[
             yield from _find_broken_rules_below(item, (*path, index))
 
 
+def read_owner(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the kind and the spec of a FineTuneSchedule or a FineTuneSweep, or None for another manifest."""
+    document = _read_document(path)
+    if not isinstance(document, CommentedMap) or document.get("kind") not in OWNER_KINDS:
+        return None
+    spec = document.get("spec")
+    if not isinstance(spec, CommentedMap):
+        raise _config_invalid_error(str(path), ["spec: a mapping is required"])
+    plain: dict[str, Any] = json.loads(json.dumps(spec))
+    return str(document["kind"]), plain
+
+
+def _read_template(path: Path) -> CommentedMap:
+    """Return the FineTuneJob at `path`, or that of the template of a FineTuneSchedule or a FineTuneSweep."""
+    document = _read_document(path)
+    if not isinstance(document, CommentedMap) or document.get("kind") not in OWNER_KINDS:
+        return _check_job_document(path, document)
+    spec = document.get("spec")
+    template = spec.get("template") if isinstance(spec, CommentedMap) else None
+    if not isinstance(template, CommentedMap) or not isinstance(template.get("spec"), CommentedMap):
+        raise _config_invalid_error(str(path), ["spec.template.spec: a mapping is required"])
+    document["kind"], document["spec"] = KIND, template["spec"]  # in place, to keep the line numbers
+    return _check_job_document(path, document)
+
+
 def _read_job_document(path: Path) -> CommentedMap:
+    return _check_job_document(path, _read_document(path))
+
+
+def _read_document(path: Path) -> object:
     try:
         yaml = YAML(typ="rt")
         yaml.Constructor = _PlainConstructor
@@ -213,7 +255,7 @@ def _read_job_document(path: Path) -> CommentedMap:
         raise _config_invalid_error(
             str(path), [f"contains {len(documents)} YAML documents, expected exactly one {KIND}"]
         )
-    return _check_job_document(path, documents[0])
+    return documents[0]
 
 
 def _check_job_document(path: Path, document: object) -> CommentedMap:

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from pydantic import ConfigDict, Field
 
@@ -186,6 +186,17 @@ class Search(Model):
     """trials is the number of random configurations."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
     """seed is the random seed of the values. Defaults to 42."""
+
+
+class Halving(Model):
+    """Halving ends the worst trials early (successive halving)."""
+
+    at_steps: list[Annotated[int, Field(ge=1, le=2**31 - 1)]] = Field(min_length=1, max_length=8)
+    """atSteps are the optimizer steps at which all trials are compared by their validation loss. Each is suspended
+    there until the others have reached it."""
+    keep_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """keepFraction is the fraction of the trials that continue, rounded up. The others are cancelled. Defaults to
+    0.5."""
 
 
 def list_configurations(parameters: SweepParameters, search: Search) -> list[Configuration]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
@@ -123,6 +123,53 @@ def build_plan(
         plan = _assemble_plan(inputs, resources.world_size, row_count)
         _check_scratch(plan, resources.scratch_size)
         return plan
+
+
+class RunLength(NamedTuple):
+    """What changes from run to run of a series."""
+
+    steps: int
+    """Optimizer steps."""
+    rows_per_step: int
+    estimated_seconds: dict[str, float]
+    """Training time in seconds by type of GPU."""
+    estimated_memory: int
+    """Peak memory on the GPU, in bytes."""
+
+
+def build_series_plan(
+    config: TrainerConfig, variants: Sequence[TrainerConfig], scratch: Path, resources: RunResources = RunResources()
+) -> tuple[Plan, list[RunLength]]:
+    """Build the plan of a config, and the lengths of its variants, which have the same data and base model.
+
+    Raises as `build_plan`.
+    """
+    with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
+        plan = _assemble_plan(inputs, resources.world_size, 0)
+        _check_scratch(plan, resources.scratch_size)
+        return plan, [_measure_variant(inputs, plan, variant) for variant in variants]
+
+
+def _measure_variant(inputs: inspection.InspectedInputs, plan: Plan, variant: TrainerConfig) -> RunLength:
+    from finetune_trainer.modeling.positions import limit_max_length
+    from finetune_trainer.planning import estimates
+    from finetune_trainer.training.steps import count_optimizer_steps, count_sequences, iterate_training_rows
+
+    config = limit_max_length(variant, inputs.shape.max_positions)
+    counts = [count_sequences(config, rows) for rows in iterate_training_rows(inputs.prepared)]
+    steps = sum(count_optimizer_steps(config.training, count, plan.workers) for count in counts)
+    rows_per_step = config.training.batch_size * config.training.gradient_accumulation * plan.workers
+    tokens = round(plan.tokens_trained * steps * rows_per_step / (plan.steps * plan.batch))
+    shape = replace(
+        inputs.shape, trainable=inputs.shape.trainable * config.training.lora.rank // inputs.config.training.lora.rank
+    )
+    seconds = estimates.estimate_seconds(config, shape, tokens)
+    return RunLength(
+        steps=steps,
+        rows_per_step=rows_per_step,
+        estimated_seconds={gpu: each / plan.workers for gpu, each in seconds.items()},
+        estimated_memory=estimates.estimate_memory(config, shape).total,
+    )
 
 
 def build_checked_plan(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from finetune_trainer.contract import DatasetReport
 from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
+from finetune_trainer.planning.series import SeriesPlan
 from finetune_trainer.planning.shown_rows import QUOTE_MARKS, TextMarks, format_rows
 from finetune_trainer.storage.scratch import describe_parts
 from finetune_trainer.text import to_one_line
@@ -25,6 +26,25 @@ def to_text(plan: Plan, marks: TextMarks = QUOTE_MARKS) -> str:
     width = max(len(label) for label, _ in lines)
     table = "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
     return f"{table}\n\n{format_rows(plan.rows, marks)}" if plan.rows else table
+
+
+def series_to_text(plan: SeriesPlan, gpu_hour_price: float | None) -> str:
+    """Return the plan of a series: all runs together, then a run with the values of the template."""
+    hours = plan.estimated_gpu_hours.items()
+    is_sweep = bool(plan.trials)
+    lines = [
+        ("trials" if is_sweep else "runs in 28 days", f"{plan.runs:,}"),
+        ("steps of all", f"~ {plan.steps:,}" if is_sweep else f"{plan.steps:,}"),
+        ("GPU hours", "~ " + ", ".join(f"{gpu} {value:,.2f}" for gpu, value in hours)),
+        ("peak memory", f"~ {format_bytes(plan.estimated_memory)}"),
+    ]
+    if gpu_hour_price is not None:
+        lines.append(("cost", "~ " + ", ".join(f"{gpu} {value * gpu_hour_price:,.2f}" for gpu, value in hours)))
+    lines += [(f"trial {trial.number}", f"{trial.values.describe()}, seed {trial.seed}") for trial in plan.trials]
+    lines += [("warning", warning) for warning in plan.warnings]
+    width = max(len(label) for label, _ in lines)
+    table = "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
+    return f"{table}\n\nA run with the values of the template:\n{to_text(plan.run)}"
 
 
 def _dataset_lines(report: DatasetReport) -> Iterator[tuple[str, str]]:

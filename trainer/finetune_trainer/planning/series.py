@@ -1,0 +1,171 @@
+"""Plans the runs of a FineTuneSchedule or a FineTuneSweep: their number, steps, time and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from cronsim import CronSim, CronSimError
+from pydantic import Field, ValidationError
+
+from finetune_trainer.config.loader import find_broken_rules
+from finetune_trainer.contract import (
+    Halving,
+    Model,
+    ParameterValues,
+    Reason,
+    Search,
+    SweepParameters,
+    TrainerConfig,
+    Trial,
+    apply_trial,
+    list_configurations,
+    list_trials,
+)
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.planning import evidence
+from finetune_trainer.planning.plan import Plan, RunLength, RunResources, build_series_plan
+
+_COUNTED_DAYS = 28
+_CRON_NAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+
+
+class SeriesPlan(Model):
+    """What the runs of a series would need. All fields that begin with `estimated` are computed."""
+
+    run: Plan
+    """The plan of a run with the values of the template."""
+    runs: int
+    """Number of runs: all trials of a sweep, or the runs of a schedule in 28 days that its cron line causes."""
+    steps: int
+    """Optimizer steps of all runs."""
+    estimated_gpu_hours: dict[str, float]
+    """Hours of training of all runs, multiplied by their GPUs, by type of GPU."""
+    estimated_memory: int
+    """Peak memory of the largest run on a GPU, in bytes."""
+    trials: list[Trial] = Field(default=[])
+    """The trials of a sweep."""
+    warnings: list[str] = Field(default=[])
+    """Values that are outside of what has worked elsewhere, with sources."""
+
+
+def plan_sweep(spec: Mapping[str, Any], template: TrainerConfig, scratch: Path, resources: RunResources) -> SeriesPlan:
+    """Build the plan of a FineTuneSweep from its spec and the config of its template.
+
+    Raises `CONFIG_INVALID` for trials that the API server would reject, and as `build_plan`.
+    """
+    trials, halving = _list_trials(spec, template)
+    variants = [_build_variant(template, trial) for trial in trials]
+    plan, lengths = build_series_plan(template, variants, scratch, resources)
+    shares = _compute_trained_shares(lengths, halving)
+    lines = [
+        f"trial {trial.number}: {warning}"
+        for trial, variant, length in zip(trials, variants, lengths, strict=True)
+        for warning in evidence.list_warnings(variant, length.rows_per_step, length.steps)
+    ]
+    return SeriesPlan(
+        run=plan,
+        runs=len(trials),
+        steps=round(sum(length.steps * share for length, share in zip(lengths, shares, strict=True))),
+        estimated_gpu_hours=_sum_gpu_hours(lengths, shares, plan.workers),
+        estimated_memory=max(length.estimated_memory for length in lengths),
+        trials=trials,
+        warnings=lines,
+    )
+
+
+def plan_schedule(
+    spec: Mapping[str, Any], template: TrainerConfig, scratch: Path, resources: RunResources
+) -> SeriesPlan:
+    """Build the plan of a FineTuneSchedule for 28 days. Runs that data changes or requests cause are not counted.
+
+    Raises `CONFIG_INVALID` for an invalid cron line, and as `build_plan`.
+    """
+    plan, (length,) = build_series_plan(template, [template], scratch, resources)
+    count = _count_runs(spec["schedule"]) if "schedule" in spec else 0
+    return SeriesPlan(
+        run=plan,
+        runs=count,
+        steps=plan.steps * count,
+        estimated_gpu_hours=_sum_gpu_hours([length], [float(count)], plan.workers),
+        estimated_memory=length.estimated_memory,
+        warnings=list(evidence.list_warnings(template, length.rows_per_step, length.steps)),
+    )
+
+
+def _list_trials(spec: Mapping[str, Any], template: TrainerConfig) -> tuple[list[Trial], Halving | None]:
+    default = SweepParameters(learning_rate=ParameterValues(values=[1e-4, 3e-4, 1e-3]))
+    try:
+        parameters = SweepParameters.model_validate(spec.get("parameters", default))
+        search = Search.model_validate(spec.get("search", {}))
+        halving = Halving.model_validate(spec["halving"]) if "halving" in spec else None
+        configurations = list_configurations(parameters, search)
+        trials = list_trials(configurations, int(spec.get("seeds", 1)), template.training.seed)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise TrainerError(Reason.CONFIG_INVALID, f"the sweep is not valid: {problems}") from error
+    except ValueError as error:
+        raise TrainerError(Reason.CONFIG_INVALID, f"the sweep is not valid: {error}") from error
+    return trials, halving
+
+
+def _build_variant(template: TrainerConfig, trial: Trial) -> TrainerConfig:
+    """Return the config of a trial. Raises `CONFIG_INVALID` with the values of the trial."""
+    where = f"trial {trial.number} ({trial.values.describe()})"
+    try:
+        variant = TrainerConfig.model_validate(apply_trial(template.to_json(), trial))
+    except ValidationError as error:
+        raise TrainerError(Reason.CONFIG_INVALID, f"{where}: {error.errors()[0]['msg']}") from error
+    for path, message in find_broken_rules(variant):
+        raise TrainerError(Reason.CONFIG_INVALID, f"{where}: {'.'.join(map(str, path))}: {message}")
+    return variant
+
+
+def _compute_trained_shares(lengths: Sequence[RunLength], halving: Halving | None) -> list[float]:
+    """Return the fraction of its steps that each trial is trained for, if halving ends the last ones first."""
+    remaining, ends = len(lengths), [float(length.steps) for length in lengths]
+    for step in sorted(halving.at_steps) if halving else ():
+        kept = math.ceil(remaining * halving.keep_fraction) if halving else remaining
+        for index in range(kept, remaining):
+            ends[index] = min(ends[index], step)
+        remaining = kept
+    return [end / length.steps for end, length in zip(ends, lengths, strict=True)]
+
+
+def _sum_gpu_hours(lengths: Sequence[RunLength], shares: Sequence[float], workers: int) -> dict[str, float]:
+    return {
+        gpu: round(
+            sum(each.estimated_seconds[gpu] * share for each, share in zip(lengths, shares, strict=True))
+            * workers
+            / 3600,
+            2,
+        )
+        for gpu in lengths[0].estimated_seconds
+    }
+
+
+def _count_runs(schedule: str) -> int:
+    """Return how often a cron line fires in the next 28 days. Clock changes are not considered."""
+    start = datetime.now(UTC)
+    end = start + timedelta(days=_COUNTED_DAYS)
+    line = _CRON_NAMES.get(schedule.lower(), schedule)
+    try:
+        return sum(1 for _ in takewhile(lambda time: time <= end, _iterate_times(line, start)))
+    except CronSimError as error:
+        raise TrainerError(Reason.CONFIG_INVALID, f"spec.schedule: {schedule} is not a cron line: {error}") from error
+
+
+def _iterate_times(line: str, start: datetime) -> Iterator[datetime]:
+    yield from CronSim(line, start)
