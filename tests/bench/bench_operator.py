@@ -20,6 +20,7 @@ from tests.bench.api import Api, connect, count_operator_calls, run_all, serve
 from tests.bench.bursts import BurstResult, delete_all, run_burst, wait_until_settled, warm_up
 from tests.bench.floods import measure_flood
 from tests.bench.operators import OURS, TRAINER, Subject, choose_interpreter, prepare_cluster, run_operator
+from tests.bench.owners import measure_owners
 from tests.bench.restarts import run_restart_series
 
 
@@ -86,6 +87,13 @@ async def measure(url: str, log: Path, folder: Path, options: argparse.Namespace
             await measure_flood(api, url, folder, options.flood)
 
 
+async def measure_schedules_and_sweeps(url: str, log: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Print the table of schedules and sweeps, on a separate API server."""
+    async with connect(url, log) as api:
+        await prepare_cluster(api)
+        await measure_owners(api, url, folder, options.schedules, options.sweeps, options.trials)
+
+
 async def measure_restarts(url: str, log: Path, folder: Path, case: tuple[Subject, Sequence[int]]) -> None:
     """Print the table of restarts of one operator, on a separate API server."""
     async with connect(url, log) as api:
@@ -109,6 +117,9 @@ def main() -> None:
         help="numbers of finished jobs at a restart of Kubeflow Trainer",
     )
     parser.add_argument("--flood", type=int, default=5000, help="jobs that one namespace creates at once; 0 skips this")
+    parser.add_argument("--schedules", type=int, default=1000, help="schedules; 0 skips schedules and sweeps")
+    parser.add_argument("--sweeps", type=int, default=100, help="sweeps")
+    parser.add_argument("--trials", type=int, default=50, help="trials of each sweep")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -118,6 +129,9 @@ def main() -> None:
         )
         with serve(folder / "bursts") as (url, log):
             asyncio.run(measure(url, log, folder, options))
+        if options.schedules:
+            with serve(folder / "owners") as (url, log):
+                asyncio.run(measure_schedules_and_sweeps(url, log, folder, options))
         for subject, sizes in ((OURS, options.sizes), (TRAINER, options.peer_sizes)):
             if sizes:
                 with serve(folder / subject.child) as (url, log):

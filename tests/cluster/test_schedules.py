@@ -9,17 +9,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.cluster.cluster_harness import dump_object, find_condition
+from tests.support.cluster.cluster_harness import ClusterHarness, dump_object, find_condition, open_cluster_harness
 
 from finetune_operator.api import API_VERSION
 from finetune_operator.api.schedule import SCHEDULE_KIND
 from finetune_operator.api.sweep import SWEEP_KIND
 
 if TYPE_CHECKING:
-    from tests.support.cluster.cluster_harness import ClusterHarness
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from local_cluster.cluster import Cluster
 
 Manifest = dict[str, Any]
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[ClusterHarness]:
+    """Return a namespace and a bucket of its own."""
+    with open_cluster_harness(cluster, tiny_model) as harness:
+        yield harness
 
 
 def _build_rows(answer: str, count: int = 24) -> bytes:
