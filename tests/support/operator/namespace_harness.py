@@ -73,7 +73,8 @@ class NamespaceHarness:
             return answer
 
     def path(self, plural: str, name: str = "", subresource: str = "") -> str:
-        api_path = {"jobs": "/apis/batch/v1", "finetunejobs": "/apis/finetune.dev/v1alpha1"}.get(plural, "/api/v1")
+        group_path = "/apis/finetune.dev/v1alpha1" if plural.startswith("finetune") else "/api/v1"
+        api_path = "/apis/batch/v1" if plural == "jobs" else group_path
         parts = [f"{api_path}/namespaces/{self.namespace}/{plural}", name, subresource]
         return "/".join(part for part in parts if part)
 
