@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.operator.builders import seconds_ago
+from tests.support.operator.builders import build_manifest, seconds_ago
 from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, build_lease_rules
 
+from finetune_operator.api import API_VERSION
+from finetune_operator.api.schedule import SCHEDULE_KIND, SCHEDULE_PLURAL
+from finetune_operator.api.sweep import SWEEP_KIND, SWEEP_PLURAL
 from finetune_operator.kube.client import WORKLOADS
 
 if TYPE_CHECKING:
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-# Admission requires it where a Job names its owner, so no request of the operator shows it.
-CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
+# Admission requires them where an object names its owner, so no request of the operator shows it.
+CHECKED_BY_ADMISSION = {
+    ("update", "finetune.dev", f"{plural}/finalizers") for plural in ("finetunejobs", SCHEDULE_PLURAL, SWEEP_PLURAL)
+}
 # The chart adds this right with `kueue.enabled`.
 KUEUE = {("list", WORKLOADS[0].group, "workloads")}
 
@@ -38,6 +43,7 @@ async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarnes
         await _play_multi_node_run(world)
         await _play_queued_run(world)
         await _play_retry_with_claim(world)
+        await _play_schedule_and_suspended_sweep(world)
     assert (
         world.proxy.permissions - KUEUE
         == _flatten_rules([*OPERATOR_RULES, *build_lease_rules(LEASE_NAME)]) - CHECKED_BY_ADMISSION
@@ -55,6 +61,24 @@ async def _play_slow_start_and_suspension(world: NamespaceHarness) -> None:
     await world.wait_for_reason("Suspending", "slow")
     await world.finish_job_deletion("slow")
     await world.wait_for_reason("Suspended", "slow")
+
+
+async def _play_schedule_and_suspended_sweep(world: NamespaceHarness) -> None:
+    """Create a schedule, and a sweep whose first trial is suspended with it."""
+    run = build_manifest("run", world.namespace)["spec"]
+    run["dataset"]["validation"] = {"sources": [{"uri": "s3://data/held-out.jsonl"}]}
+    run["output"] = {"uri": "s3://adapters/{name}"}
+    spec = {"template": {"spec": run}}
+    for kind, plural, fields in (
+        (SCHEDULE_KIND, SCHEDULE_PLURAL, {"runAt": "2026-11-23T08:00:00Z"}),
+        (SWEEP_KIND, SWEEP_PLURAL, {"output": {"uri": "s3://adapters/sweep/"}}),
+    ):
+        manifest = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": "own"}, "spec": {**spec, **fields}}
+        await world.call("POST", world.path(plural), manifest)
+    await world.wait_until(lambda: world.get("finetunejobs", "own-1"))
+    await world.call("PATCH", world.path(SWEEP_PLURAL, "own"), {"spec": {"suspend": True}})
+    await world.wait_until(lambda: _was_permission_used(world, "patch", "finetunejobs"))
+    await world.wait_until(lambda: _was_permission_used(world, "patch", f"{SCHEDULE_PLURAL}/status"))
 
 
 async def _play_multi_node_run(world: NamespaceHarness) -> None:
