@@ -83,7 +83,7 @@ class Promoter:
             return await self._decide(request, status, run)
         target = champions.find_target(request.schedule, status, pin, request.now)
         if target.champion is None:
-            return await self._write_report(request, status.model_copy(update={"promoting": None}))
+            return await self._write_report(request, champions.give_up_pin(status))
         if target.due_in > 0:
             return _limit_delay(await self._write_report(request, status), target.due_in)
         status = champions.begin_promotion(request.schedule, status, target.champion, request.now)

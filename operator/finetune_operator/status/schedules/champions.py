@@ -142,6 +142,17 @@ def fail_promotion(
     return _count_run(_update_run(status, run.name, {"decision": reason.value}), run, reason)
 
 
+def give_up_pin(status: FineTuneScheduleStatus) -> FineTuneScheduleStatus:
+    """Return the status without a failed promotion that `spec.champion.run` no longer asks for.
+
+    A failed promotion by the rules stays until it succeeds or `spec.champion.run` replaces it: it may have written the
+    alias.
+    """
+    pending = status.promoting
+    is_pinned = pending is not None and pending.champion.reason == ScheduleReason.PINNED
+    return status.model_copy(update={"promoting": None}) if is_pinned else status
+
+
 def find_target(schedule: FineTuneSchedule, status: FineTuneScheduleStatus, pin: Champion | None, now: str) -> Target:
     """Return what the alias is to name if it is not as it should be, and when to write it.
 
@@ -166,9 +177,11 @@ def _find_wanted_champion(
     if pin:
         is_set = champion is not None and _is_same(champion, pin) and champion.reason == ScheduleReason.PINNED
         return None if is_set and not (is_moved or pending or status.alias_conflict) else pin
-    is_automatic = spec.promotion.mode == "auto" and spec.champion is None
-    if pending and pending.champion.reason == ScheduleReason.PROMOTED and is_automatic:
-        return pending.champion
+    if pending and pending.champion.reason == ScheduleReason.PINNED:
+        # The field was removed. The failed attempt may have written the alias, so what it named before is written.
+        return champion.model_copy(update={"reason": ScheduleReason.PINNED.value}) if champion else None
+    if pending:
+        return None if spec.champion else pending.champion
     return champion if is_moved else None
 
 

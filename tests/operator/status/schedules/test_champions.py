@@ -141,10 +141,22 @@ def test_find_target_failed_promotion_is_tried_at_once_after_an_edit() -> None:
     assert champions.find_target(edited, status, None, LATER).due_in == 0
 
 
-@pytest.mark.parametrize("spec", [{"promotion": {"mode": "manual"}}, {"champion": {"run": "gone"}}])
-def test_find_target_failed_promotion_is_given_up_when_people_choose(spec: Body) -> None:
+def test_find_target_failed_promotion_stays_while_a_champion_is_set_that_is_not_found() -> None:
     status = _fail("bot-2", _build_status(), ScheduleReason.PROMOTION_FAILED)
-    assert champions.find_target(build_schedule(spec), status, None, LATER).champion is None
+    assert champions.find_target(_pin("gone"), status, None, MUCH_LATER).champion is None
+    assert champions.give_up_pin(status) == status
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_find_target_removed_pin_that_failed_restores_the_champion(is_first: bool) -> None:
+    status = _build_status() if is_first else _finish("bot-1", _build_status())
+    pin = build_champion("bot-2", reason="Pinned")
+    started = champions.begin_promotion(_pin("bot-2"), status, pin, NOW)
+    assert started.promoting
+    failed = champions.fail_promotion(started, started.promoting, ScheduleReason.PROMOTION_FAILED, "why")
+    restored = None if is_first else build_champion("bot-1", reason="Pinned")  # which replaces whatever was written
+    assert champions.find_target(SCHEDULE, failed, None, LATER).champion == restored
+    assert champions.give_up_pin(failed) == status
 
 
 def test_find_target_pinned_champion_is_written_once() -> None:
@@ -165,6 +177,14 @@ def test_find_target_pin_replaces_a_failed_promotion_although_it_is_the_champion
     status = FineTuneScheduleStatus(champion=pin, champions=[pin], alias_uri="s3://bucket/bot/champion.json")
     status = _fail("bot-2", status, ScheduleReason.PROMOTION_FAILED)
     assert champions.find_target(_pin("bot-1"), status, pin, LATER) == (pin, 0.0)
+
+
+def test_find_target_pin_replaces_foreign_content_although_it_is_the_champion() -> None:
+    pin = build_champion("bot-1", reason="Pinned")
+    status = FineTuneScheduleStatus(champion=pin, champions=[pin], alias_uri="s3://bucket/bot/champion.json")
+    assert champions.find_target(_pin("bot-1"), status, pin, NOW).champion is None
+    conflict = status.model_copy(update={"alias_conflict": "foreign"})
+    assert champions.find_target(_pin("bot-1"), conflict, pin, NOW).champion == pin
 
 
 def test_find_target_moved_alias_gets_the_champion() -> None:
