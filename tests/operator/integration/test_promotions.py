@@ -216,6 +216,9 @@ async def test_promotion_champion_changed_meanwhile_refuses_the_run(bot: Promoti
     await bot.end_run("bot-3", baselines=BETTER)
     await bot.settle()
     await bot.end_run("bot-2", baselines=BETTER)
+    (event,) = (await bot.step()).events
+    assert (event.type, event.reason) == ("Normal", "NotPromoted")
+    assert "bot-2 did not become the champion: ChampionChanged" in event.message
     await bot.settle()
     status = await bot.read_status()
     assert (bot.alias_run, _list_decisions(status)["bot-2"]) == ("bot-3", "ChampionChanged")

@@ -43,7 +43,8 @@ class PromotionResult(NamedTuple):
     stalled: tuple[ScheduleReason, str] | None = None
     """Reason and message of the condition Stalled, if a person must correct `spec.champion`."""
     events: tuple[EventContent, ...] = ()
-    """Events to record once the status is stored, besides those that the status itself tells."""
+    """Events to record once the status is stored: `NotPromoted` for each complete run that is not promoted,
+    and `ReportFailed`. Changes of the condition Promoted are not among them."""
 
 
 class _Pin(NamedTuple):
@@ -122,7 +123,7 @@ class Promoter:
                 champions.begin_promotion(request.schedule, status, champion, request.now), _NEXT_STEP_SECONDS
             )
         status = champions.record_decision(status, run, decision, complete)
-        return PromotionResult(status, _NEXT_STEP_SECONDS)
+        return PromotionResult(status, _NEXT_STEP_SECONDS, events=_build_events(run, decision))
 
     async def _read_run(self, request: ScheduleRequest, run: ScheduledRun) -> CompleteRun | None:
         """Return the result of a run, or None if its FineTuneJob was deleted or replaced."""
@@ -195,3 +196,10 @@ def _wait_for_promotion(decision: Decision, pending: PendingPromotion) -> Decisi
     """Return the decision about a run that could be promoted if the alias could be written."""
     message = f"The alias could not be changed to {pending.champion.run} before. By the rules: {decision.message}"
     return decision._replace(reason=ScheduleReason(pending.failure or ScheduleReason.PROMOTING), message=message)
+
+
+def _build_events(run: ScheduledRun, decision: Decision) -> tuple[EventContent, ...]:
+    if run.phase != Phase.COMPLETE or decision.reason is ScheduleReason.PROMOTED:
+        return ()
+    message = f"Run {run.name} did not become the champion: {decision.reason}: {decision.message}"
+    return (EventContent("Normal", ScheduleEventReason.NOT_PROMOTED, message),)
