@@ -243,7 +243,8 @@ class FineTuneScheduleSpec(Model):
     """promotion configures which run becomes the champion."""
     champion: ChampionSpec | None = None
     """champion sets the champion: to approve a run, to go back to an earlier one, or to begin with a run that the
-    schedule has not created. While it is set, no run is promoted by the rules. If unset, the rules choose."""
+    schedule has not created. It replaces the alias whatever that contains. While it is set, no run is promoted by the
+    rules. If unset, the rules choose, and a champion that was set stays until they choose another one."""
     alias: Alias | None = None
     """alias is an object in S3 that names the champion. If unset, the champion is in the status only."""
 
