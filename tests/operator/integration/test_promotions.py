@@ -13,6 +13,7 @@ from tests.support.operator.schedule_samples import build_change, build_comparis
 from finetune_operator.api.schedule import FineTuneScheduleStatus
 from finetune_operator.controller.finetuneschedule.promoter import PromotionResult
 from finetune_operator.kube.transport import ApiError
+from finetune_operator.resources.task_job import read_task_config
 
 if TYPE_CHECKING:
     from tests.support.operator.namespace_harness import NamespaceHarness
@@ -241,6 +242,23 @@ async def test_promotion_starts_no_task_for_what_is_not_stored(bot: PromotionHar
     result = await promoter.promote(request, result.status)
     assert result.status.promoting
     assert await bot.world.list_objects("jobs") == []
+
+
+async def test_promotion_task_has_the_access_and_the_signing_key_of_the_template(bot: PromotionHarness) -> None:
+    storage = {"endpoint": "http://s3:9000", "credentialsSecretRef": {"name": "keys"}}
+    signing = {"keySecretRef": {"name": "signing"}}
+    await bot.edit({"template": {"spec": {"storage": storage, "output": {"signing": signing}}}})
+    await bot.add_run("bot-1")
+    while (await bot.step()).requeue_after == 0:
+        pass
+    (job,) = await bot.list_task_jobs()
+    config = read_task_config(job)
+    assert config
+    assert config.promote
+    assert config.promote.signing
+    assert (config.storage.endpoint, config.promote.signing.to_json()) == ("http://s3:9000", signing)
+    volumes = {volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]}
+    assert volumes == {"s3-credentials", "signing"}
 
 
 async def test_promotion_edited_while_its_task_runs_is_finished_first(bot: PromotionHarness) -> None:
