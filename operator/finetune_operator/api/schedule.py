@@ -88,6 +88,7 @@ class ScheduleEventReason(StrEnum):
     MISSED_SCHEDULE = "MissedSchedule"  # a start was missed by more than startingDeadlineSeconds
     TOO_MANY_MISSED_TIMES = "TooManyMissedTimes"  # more than 100 starts were missed
     NOT_PROMOTED = "NotPromoted"  # a complete run did not become the champion
+    REPORT_FAILED = "ReportFailed"  # the history of the runs could not be written; the next decision tries it again
 
 
 class Trigger(StrEnum):
@@ -122,7 +123,8 @@ class PromotionRule(Model):
     higher values for all other metrics. Defaults to 0."""
     use: Literal["lowerBound", "value"] = "lowerBound"
     """use is `lowerBound` if the lower end of the 95 % confidence interval of the improvement must be above
-    minImprovement, or `value` if the improvement itself must be at least that. Defaults to lowerBound."""
+    minImprovement, or `value` if the improvement itself must be at least that, so that 0 means not worse. Defaults to
+    lowerBound."""
 
 
 class Promotion(Model):
@@ -241,7 +243,8 @@ class FineTuneScheduleSpec(Model):
     """promotion configures which run becomes the champion."""
     champion: ChampionSpec | None = None
     """champion sets the champion: to approve a run, to go back to an earlier one, or to begin with a run that the
-    schedule has not created. While it is set, no run is promoted by the rules. If unset, the rules choose."""
+    schedule has not created. It replaces the alias whatever that contains. While it is set, no run is promoted by the
+    rules. If unset, the rules choose, and a champion that was set stays until they choose another one."""
     alias: Alias | None = None
     """alias is an object in S3 that names the champion. If unset, the champion is in the status only."""
 
@@ -273,6 +276,10 @@ class ScheduledRun(Model):
     """adapterURI is the S3 prefix of the adapter."""
     digest: ResultDigest | None = None
     """digest is the digest of the result."""
+    model_uri: Annotated[str, StringConstraints(max_length=1024)] | None = Field(default=None, alias="modelURI")
+    """modelURI is the location of the base model. It is unset until the decision about the run."""
+    model_revision: Annotated[str, StringConstraints(max_length=255)] | None = None
+    """modelRevision is the hub commit of the base model, or a digest of its files."""
     decision: ReasonText | None = None
     """decision is `Promoted`, or the reason why the run did not become the champion. It is unset until it is made."""
     message: Annotated[str, StringConstraints(max_length=512)] = ""
@@ -304,6 +311,23 @@ class Champion(Model):
     """completionTime is the time when the run completed (RFC 3339)."""
     metrics: dict[ReasonText, float] = Field(default={}, max_length=32)
     """metrics are the metrics of the run."""
+
+
+class PendingPromotion(Model):
+    """PendingPromotion is a promotion that is not finished: a task writes the alias."""
+
+    champion: Champion
+    """champion is the result that becomes the champion when the alias names it."""
+    alias_uri: ResultUri | None = Field(default=None, alias="aliasURI")
+    """aliasURI is the S3 URI of the alias."""
+    attempt_time: Timestamp
+    """attemptTime is the time when the last attempt to write the alias began (RFC 3339)."""
+    generation: Count
+    """generation is the generation of the spec that this attempt is based on."""
+    failure: ReasonText | None = None
+    """failure is the reason why the last attempt failed. It is unset while the attempt is under way."""
+    message: Annotated[str, StringConstraints(max_length=512)] = ""
+    """message says why it failed."""
 
 
 class InputsCheck(Model):
@@ -355,12 +379,18 @@ class FineTuneScheduleStatus(Model):
     """champion is the result that the alias names."""
     champions: list[Champion] = Field(default=[], max_length=10)
     """champions are the last champions, the current one first."""
+    promoting: PendingPromotion | None = None
+    """promoting is the promotion that is under way, or that is tried again."""
+    alias_uri: ResultUri | None = Field(default=None, alias="aliasURI")
+    """aliasURI is the S3 URI of the alias that names the champion."""
     alias_conflict: Annotated[str, StringConstraints(max_length=512)] | None = None
     """aliasConflict says what the alias contains instead of the champion."""
     runs_since_promotion: Count = 0
     """runsSincePromotion is the number of complete runs since the last promotion."""
     report_uri: ResultUri | None = Field(default=None, alias="reportURI")
     """reportURI is the S3 URI of the page with the history of the runs."""
+    report_digest: ReasonText | None = None
+    """reportDigest identifies the runs and decisions that the page was last written for."""
 
 
 class FineTuneSchedule(Model):

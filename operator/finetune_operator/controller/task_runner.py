@@ -15,7 +15,7 @@ from finetune_operator.observed.objects import find_true_condition, is_controlle
 from finetune_operator.observed.task import read_task_outcome
 from finetune_operator.policy.profiles import ChosenProfile, Profiles
 from finetune_operator.policy.validation import find_violations
-from finetune_operator.resources.task_job import Task, build_task_job
+from finetune_operator.resources.task_job import Task, build_task_job, get_task_storage
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import Reason, TaskOutcome
 
@@ -50,13 +50,17 @@ class TaskRunner:
         self._profile_store = profile_store
 
     async def run(self, task: Task, finetunejob: FineTuneJob) -> TaskState:
-        """Create the Job of a task if there is none, and return its state. `finetunejob` has the access to S3.
+        """Create the Job of a task if there is none, and return its state.
+
+        `finetunejob` has the access to S3. `task.config.storage` is replaced by its storage.
 
         Raises `ApiError` or one of `CONNECTION_ERRORS` if a retry may help.
         """
         profiles = self._profile_store.read()
         if violations := find_violations(finetunejob, self._settings, profiles):
             return TaskState(error=" ".join(violations))
+        storage = get_task_storage(finetunejob, self._settings)
+        task = task._replace(config=task.config.model_copy(update={"storage": storage}))
         desired = build_task_job(task, finetunejob, self._settings, choose_profile(finetunejob, profiles))
         job = await self._client.read_job(finetunejob.metadata.namespace, desired["metadata"]["name"])
         if job is None:
