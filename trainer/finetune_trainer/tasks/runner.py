@@ -14,6 +14,7 @@ from finetune_trainer.contract import (
     CleanReport,
     CleanTask,
     Outcome,
+    PromoteTask,
     Reason,
     TaskConfig,
     TaskOutcome,
@@ -21,7 +22,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import S3, Location
 from finetune_trainer.storage.aged_objects import read_store_time
-from finetune_trainer.tasks import clean
+from finetune_trainer.tasks import clean, promote
 
 
 def run_task() -> TaskOutcome:
@@ -30,6 +31,8 @@ def run_task() -> TaskOutcome:
     s3 = S3(config.storage)
     if config.clean:
         return _clean(s3, config.clean)
+    if config.promote:
+        return _promote(s3, config.promote)
     raise TrainerError(Reason.CONFIG_INVALID, f"{TASK_CONFIG_ENV}: this version does not know the task")
 
 
@@ -41,6 +44,12 @@ def _clean(s3: S3, task: CleanTask) -> TaskOutcome:
     report = clean.clean_output(s3, output, task.min_age_seconds)
     message = f"deleted {clean.format_report(report)} at {output}"
     return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=report)
+
+
+def _promote(s3: S3, task: PromoteTask) -> TaskOutcome:
+    report = promote.promote(s3, task)
+    message = f"{task.alias_uri} names {task.champion.run}"
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, promote=report)
 
 
 def write_outcome(outcome: TaskOutcome) -> None:
