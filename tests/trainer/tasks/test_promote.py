@@ -57,9 +57,9 @@ def succeed(first: ResultReference, second: ResultReference, prefix: str, **fiel
     return build_task(prefix, second, predecessor=first.to_json(), **fields)
 
 
-def fail(s3: S3Server, task: PromoteTask) -> TrainerError:
+def fail(client: S3, task: PromoteTask) -> TrainerError:
     with pytest.raises(TrainerError) as error:
-        promote(S3(s3.storage), task)
+        promote(client, task)
     return error.value
 
 
@@ -87,10 +87,10 @@ def test_promote_writes_the_alias_and_its_outcome(
 
 
 def test_promote_replaces_the_predecessor_and_names_it(
-    s3: S3Server, prefix: str, results: list[ResultReference]
+    s3: S3Server, s3_client: S3, prefix: str, results: list[ResultReference]
 ) -> None:
-    promote(S3(s3.storage), build_task(prefix, results[0]))
-    promote(S3(s3.storage), succeed(results[0], results[1], prefix))
+    promote(s3_client, build_task(prefix, results[0]))
+    promote(s3_client, succeed(results[0], results[1], prefix))
     alias = read_alias(s3, prefix)
     assert (alias["run"], alias["predecessor"]) == ("bot-1", results[0].to_json())
 
@@ -108,8 +108,10 @@ def test_promote_repeated_task_changes_nothing(
     assert read_alias(s3, prefix)["promotedTime"] == "2026-03-04T05:06:07Z"
 
 
-def test_promote_deleted_alias_is_written_again(s3: S3Server, prefix: str, results: list[ResultReference]) -> None:
-    promote(S3(s3.storage), succeed(results[0], results[1], prefix))
+def test_promote_deleted_alias_is_written_again(
+    s3: S3Server, s3_client: S3, prefix: str, results: list[ResultReference]
+) -> None:
+    promote(s3_client, succeed(results[0], results[1], prefix))
     assert read_alias(s3, prefix)["run"] == "bot-1"
 
 
@@ -126,24 +128,24 @@ FOREIGN_CONTENTS = {
 
 @pytest.mark.parametrize(("content", "words"), FOREIGN_CONTENTS.values(), ids=FOREIGN_CONTENTS)
 def test_promote_foreign_content_is_a_conflict(
-    s3: S3Server, prefix: str, results: list[ResultReference], content: bytes, words: str
+    s3: S3Server, s3_client: S3, prefix: str, results: list[ResultReference], content: bytes, words: str
 ) -> None:
     s3.put(f"{prefix}/champion.json", content)
     for task in (build_task(prefix, results[0]), succeed(results[0], results[1], prefix)):
-        error = fail(s3, task)
+        error = fail(s3_client, task)
         assert error.reason is Reason.ALIAS_CONFLICT
         assert f"{prefix}/champion.json contains {words}" in error.message
         assert "set spec.champion.run, which replaces the object" in error.message
         assert "canary" not in error.message
     assert s3.get(f"{prefix}/champion.json") == content
-    promote(S3(s3.storage), build_task(prefix, results[0], overwrite=True))
+    promote(s3_client, build_task(prefix, results[0], overwrite=True))
     assert read_alias(s3, prefix)["run"] == "bot-0"
 
 
 def test_promote_alias_of_another_champion_or_schedule_is_a_conflict(
-    s3: S3Server, prefix: str, results: list[ResultReference]
+    s3: S3Server, s3_client: S3, prefix: str, results: list[ResultReference]
 ) -> None:
-    promote(S3(s3.storage), build_task(prefix, results[2]))
+    promote(s3_client, build_task(prefix, results[2]))
     conflicts = (
         build_task(prefix, results[0]),
         succeed(results[0], results[1], prefix),
@@ -151,7 +153,7 @@ def test_promote_alias_of_another_champion_or_schedule_is_a_conflict(
         succeed(results[2], results[1], prefix, schedule="team/other"),
     )
     for task in conflicts:
-        error = fail(s3, task)
+        error = fail(s3_client, task)
         assert error.reason is Reason.ALIAS_CONFLICT
         assert f"contains the alias of the schedule {SCHEDULE} for the run bot-2" in error.message
     assert read_alias(s3, prefix)["run"] == "bot-2"
@@ -191,7 +193,7 @@ def test_promote_foreign_write_after_the_read_is_not_replaced(
     if has_alias:
         promote(S3(s3.storage), build_task(prefix, results[0]))
     call_on_first_reads(proxy, 1, lambda: s3.put(f"{prefix}/champion.json", b'{"kind": "Other"}'))
-    error = fail(s3, succeed(results[0], results[1], prefix))
+    error = fail(S3(s3.storage), succeed(results[0], results[1], prefix))
     assert error.reason is Reason.ALIAS_CONFLICT
     assert s3.get(f"{prefix}/champion.json") == b'{"kind": "Other"}'
 
@@ -200,7 +202,7 @@ def test_promote_alias_that_others_keep_writing_is_reported(
     s3: S3Server, prefix: str, results: list[ResultReference], proxy: FaultyProxy
 ) -> None:
     call_on_first_reads(proxy, 99, lambda: s3.put(f"{prefix}/champion.json", os.urandom(8)))
-    error = fail(s3, build_task(prefix, results[0], overwrite=True))
+    error = fail(S3(s3.storage), build_task(prefix, results[0], overwrite=True))
     assert (error.reason, error.reason.exit_code) == (Reason.OUTPUT_BUSY, ExitCode.TRANSIENT)
     assert "others write this object at the same time" in error.message
 
@@ -247,17 +249,17 @@ def test_promote_store_that_ignores_conditions_shows_the_last_writer(
 ) -> None:
     proxy.ignores_conditions = True
     call_on_first_reads(proxy, 1, lambda: s3.put(f"{prefix}/champion.json", b'{"kind": "Other"}'))
-    assert fail(s3, build_task(prefix, results[0])).reason is Reason.ALIAS_CONFLICT
+    assert fail(S3(s3.storage), build_task(prefix, results[0])).reason is Reason.ALIAS_CONFLICT
 
 
-def test_promote_champion_that_is_not_there_is_never_named(s3: S3Server, prefix: str) -> None:
+def test_promote_champion_that_is_not_there_is_never_named(s3: S3Server, s3_client: S3, prefix: str) -> None:
     champion = put_result(s3, prefix, "bot-0")
     s3.put(f"{prefix}/bot-0/manifest.json", b"{}")
-    error = fail(s3, build_task(prefix, champion))
+    error = fail(s3_client, build_task(prefix, champion))
     assert error.reason is Reason.STORAGE_CORRUPT
     assert f"{prefix}/bot-0/manifest.json has the digest sha256:" in error.message
     s3.client.delete_object(Bucket="results", Key=f"{prefix.removeprefix('s3://results/')}/bot-0/manifest.json")
-    error = fail(s3, build_task(prefix, champion, overwrite=True))
+    error = fail(s3_client, build_task(prefix, champion, overwrite=True))
     assert error.reason is Reason.MODEL_NOT_FOUND
     assert f"{prefix}/bot-0/manifest.json does not exist" in error.message
     assert not [key for key in s3.list_keys(prefix) if key.endswith("champion.json")]
@@ -267,7 +269,7 @@ def test_promote_without_permission_says_so(
     s3: S3Server, prefix: str, results: list[ResultReference], proxy: FaultyProxy
 ) -> None:
     proxy.faults.append(Fault("403", "PUT", "/champion.json"))
-    error = fail(s3, build_task(prefix, results[0]))
+    error = fail(S3(s3.storage), build_task(prefix, results[0]))
     assert error.reason is Reason.ACCESS_DENIED
     assert f"{prefix}/champion.json" in error.message
 
@@ -282,6 +284,7 @@ CURVES = {
 @pytest.mark.parametrize(("curve", "algorithm"), CURVES.values(), ids=CURVES)
 def test_promote_signature_is_that_of_the_dsse_specification(
     s3: S3Server,
+    s3_client: S3,
     prefix: str,
     results: list[ResultReference],
     tmp_path: Path,
@@ -292,7 +295,7 @@ def test_promote_signature_is_that_of_the_dsse_specification(
     key = ec.generate_private_key(curve)
     write_key(tmp_path / "key.pem", key)
     monkeypatch.setenv(SIGNING_KEY_FILE_ENV, str(tmp_path / "key.pem"))
-    assert promote(S3(s3.storage), build_task(prefix, results[0], **SIGNING)).signed
+    assert promote(s3_client, build_task(prefix, results[0], **SIGNING)).signed
     alias = read_alias(s3, prefix)
     envelope = alias.pop("signature")
     payload, payload_type = base64.b64decode(envelope["payload"]), envelope["payloadType"]
@@ -305,15 +308,20 @@ def test_promote_signature_is_that_of_the_dsse_specification(
 
 
 def test_promote_alias_without_our_signature_is_signed(
-    s3: S3Server, prefix: str, results: list[ResultReference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server,
+    s3_client: S3,
+    prefix: str,
+    results: list[ResultReference],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A repeated task signs an unsigned alias, and one that was signed with an earlier key."""
     monkeypatch.setenv(SIGNING_KEY_FILE_ENV, str(tmp_path / "key.pem"))
-    promote(S3(s3.storage), build_task(prefix, results[0]))
+    promote(s3_client, build_task(prefix, results[0]))
     key_ids = set()
     for _ in range(2):
         write_key(tmp_path / "key.pem", ec.generate_private_key(ec.SECP256R1()))
-        reports = [promote(S3(s3.storage), build_task(prefix, results[0], **SIGNING)) for _ in range(2)]
+        reports = [promote(s3_client, build_task(prefix, results[0], **SIGNING)) for _ in range(2)]
         assert reports[0].signed
         assert reports[0] == reports[1]
         key_ids.add(read_alias(s3, prefix)["signature"]["signatures"][0]["keyid"])
@@ -321,10 +329,15 @@ def test_promote_alias_without_our_signature_is_signed(
 
 
 def test_promote_missing_key_is_reported_before_anything_is_written(
-    s3: S3Server, prefix: str, results: list[ResultReference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server,
+    s3_client: S3,
+    prefix: str,
+    results: list[ResultReference],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(SIGNING_KEY_FILE_ENV, str(tmp_path / "key.pem"))
-    error = fail(s3, build_task(prefix, results[0], **SIGNING))
+    error = fail(s3_client, build_task(prefix, results[0], **SIGNING))
     assert error.reason is Reason.AUTH_FAILED
     assert "output.signing: key signing-key.pem of Secret team-key cannot sign: " in error.message
     assert not [key for key in s3.list_keys(prefix) if key.endswith("champion.json")]
