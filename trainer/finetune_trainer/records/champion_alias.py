@@ -90,8 +90,10 @@ class ChampionAlias(AliasedResult):
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def to_bytes(self) -> bytes:
-        """Return the alias as it is stored: JSON in UTF-8."""
-        return (json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+        """Return the alias as it is stored: JSON in UTF-8, which begins with what it is."""
+        content = self.to_json()
+        head = {name: content[name] for name in ("apiVersion", "kind", "schedule")}
+        return (json.dumps(head | content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 class _AnyObject(_LenientModel):
