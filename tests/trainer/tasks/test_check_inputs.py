@@ -167,6 +167,13 @@ def test_check_inputs_adapters_are_no_inputs(project: Project) -> None:
     assert project.check() == before
 
 
+def test_check_inputs_sentence_pairs_in_the_folder_of_the_data_are_data_too(project: Project) -> None:
+    """The manifest lists them twice, one after the other: as the last rows, and as pairs."""
+    del project.spec["dataset"]["validation"]
+    project.publish()
+    assert summarize(project.check()) == (True, 0, 0, False)
+
+
 def test_check_inputs_sources_in_another_order_are_the_same_data(project: Project) -> None:
     dataset = project.spec["dataset"]
     dataset["sources"], dataset["validation"]["sources"] = dataset["validation"]["sources"], dataset["sources"]
