@@ -14,6 +14,7 @@ from tests.support.trainer.tracking_fixtures import mlflow
 from tests.support.trainer.training_fixtures import model_dir, run, unsloth_forks
 
 from finetune_trainer.contract import S3_CREDENTIALS_DIR_ENV
+from finetune_trainer.storage import S3
 
 __all__ = ["mlflow", "model_dir", "run", "unsloth_forks"]
 
@@ -44,6 +45,20 @@ def s3(s3_server: S3Server, credentials: Callable[..., Path]) -> S3Server:
     """The server, with its credentials in the environment as a pod has them."""
     credentials(KEY_ID, SECRET)
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> S3:
+    """A client that tests share, because it takes longer to create one than to use it."""
+    folder = tmp_path_factory.mktemp("credentials")
+    for name, value in (("AWS_ACCESS_KEY_ID", KEY_ID), ("AWS_SECRET_ACCESS_KEY", SECRET)):
+        (folder / name).write_text(value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(S3_CREDENTIALS_DIR_ENV, str(folder))
+        client = S3(s3_server.storage)
+        for bucket in ("data", "models", "results"):
+            client.bucket(bucket)
+    return client
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def _run_command(argv: list[str]) -> int:
         return _run_task()
     queries = {
         "plan": _print_plan, "generate": _print_completions, "clean": _print_deletions, "cache": _print_cache,
+        "sync-alias": _sync_alias,
     }  # fmt: skip
     return _run_query(lambda: queries[args.command](args))
 
@@ -213,6 +214,15 @@ def _print_deletions(args: argparse.Namespace) -> Outcome:
     for line in clean.clean_prefix(args):
         print(line, flush=True)
     return termination_message.build_outcome(Reason.COMPLETED, "cleaned")
+
+
+def _sync_alias(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli import sync_alias
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    print(sync_alias.follow_alias(args))
+    return termination_message.build_outcome(Reason.COMPLETED, "updated")
 
 
 def _run_to_outcome(action: Callable[[], _OutcomeT], stop_hint: str = "") -> _OutcomeT | Outcome:

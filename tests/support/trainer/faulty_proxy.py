@@ -50,6 +50,8 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
         self.read_paths: list[str] = []
         self.on_write: Callable[[str], None] = lambda path: None
         """Called when the store has executed a write, before the client receives the response."""
+        self.on_read: Callable[[str], None] = lambda path: None
+        """Called when the store has executed a GET, before the client receives the response."""
         self.truncations_left = 0
         """Number of responses whose object body is cut in half."""
         self.dropped_key = "\0"
@@ -95,16 +97,23 @@ class _ForwardHandler(http.server.BaseHTTPRequestHandler):
         if fault and self._apply_fault(fault):
             return
         self._response_fault = fault
+        self._forward(body)
+
+    def _forward(self, body: bytes) -> None:
+        """Let the store execute the request, and send its response to the client."""
         request = urllib.request.Request(self.path, body or None, dict(self.headers.items()), method=self.command)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request) as answer:
+                response = (answer.status, answer.headers, answer.read())
                 if self.command == "PUT":
                     self.server.on_write(self.path)
-                self._send_response(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                self._send_response(*self._error_response(error))
+                response = self._error_response(error)
+        if self.command == "GET":
+            self.server.on_read(self.path)
+        self._send_response(*response)
 
     def _error_response(self, error: urllib.error.HTTPError) -> tuple[int, Message, bytes]:
         if error.code == 412 and self.command == "PUT" and self.server.ignores_conditions:

@@ -77,7 +77,8 @@ def read_outcome(tmp_path: Path) -> Outcome:
 
 
 HELP_COMMANDS = [
-    [], ["run"], ["plan"], ["generate"], ["cache"], ["cache", "fill"], ["cache", "list"], ["clean"], ["task"],
+    [], ["run"], ["plan"], ["generate"], ["cache"], ["cache", "fill"], ["cache", "list"], ["clean"],
+    ["sync-alias"], ["task"],
 ]  # fmt: skip
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.support.trainer.champions import build_task, put_result, write_key
 from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
+from tests.support.trainer.hub_server import HubHandler, hub_endpoint
 from tests.trainer.tasks.test_clean import OLD, TIMING, WEEK, list_keys, output, put_checkpoints
 
 from finetune_trainer.cli import app, clean
-from finetune_trainer.contract import OUTCOME_PATH_ENV, TASK_CONFIG_ENV, Reason, TaskOutcome
+from finetune_trainer.contract import OUTCOME_PATH_ENV, SIGNING_KEY_FILE_ENV, TASK_CONFIG_ENV, Reason, TaskOutcome
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing import output_lock
 from finetune_trainer.publishing.output_lock import OutputLock
@@ -25,8 +28,12 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
 
-__all__ = ["output"]
+__all__ = ["hub_endpoint", "output"]
 
+PACKAGES_OF_THE_TRAINER = (
+    "torch", "transformers", "trl", "peft", "datasets", "pyarrow", "accelerate", "ruamel", "cel", "orjson",
+    "prometheus_client", "model_signing", "sigstore", "datasketch", "phonenumbers", "stdnum", "regex",
+)  # fmt: skip
 MODULES_OF_OTHER_PACKAGES = ("torch", "numpy", "transformers", "datasets", "ruamel", "cel", "orjson", "huggingface_hub")
 
 
@@ -59,6 +66,34 @@ def test_task_clean_writes_outcome_and_imports_no_library_of_the_trainer(
     imported = process.stderr.rpartition("imported:")[2].split()
     assert "boto3" in imported
     assert not set(MODULES_OF_OTHER_PACKAGES) & set(imported)
+
+
+@pytest.mark.s3
+def test_tasks_of_schedules_need_only_the_packages_of_their_image(
+    s3: S3Server, output: Location, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub_endpoint: str
+) -> None:
+    """Also for a dataset of the hub, whose subsets the `datasets` library knows, and for a signed alias."""
+    HubHandler.datasets.push("org/data", {"README.md": b"", "train.jsonl": b"{}"})
+    write_key(tmp_path / "key.pem", ec.generate_private_key(ec.SECP256R1()))
+    monkeypatch.setenv(SIGNING_KEY_FILE_ENV, str(tmp_path / "key.pem"))
+    prefix = f"s3://{output.bucket}/{output.key.rstrip('/')}"
+    champion = put_result(s3, prefix, "bot-1")
+    check_inputs = {
+        "modelURI": "hf://org/model",
+        "sources": [{"uri": "hf://datasets/org/data"}, {"uri": f"{prefix}/bot-1/README.md"}],
+        "outputURI": f"{prefix}/bot-2",
+        "resultURI": f"{prefix}/bot-1",
+    }
+    promote = build_task(prefix, champion, signing={"keySecretRef": {"name": "team-key"}}).to_json()
+    configs = ({"checkInputs": check_inputs}, {"promote": promote})
+    tasks = [json.dumps({"storage": {"endpoint": s3.endpoint}, **config}) for config in configs]
+    program = (
+        f"import os, sys; sys.modules.update(dict.fromkeys({PACKAGES_OF_THE_TRAINER}))\n"
+        "from finetune_trainer.tasks import runner\n"
+        f"for task in sys.argv[1:]:\n    os.environ['{TASK_CONFIG_ENV}'] = task; print(runner.run_task().reason)"
+    )
+    process = subprocess.run([sys.executable, "-c", program, *tasks], capture_output=True, text=True)
+    assert process.stdout.split() == ["Completed", "Completed"], process.stderr
 
 
 @pytest.mark.s3

@@ -1,1 +1,1 @@
-"""Command line interface: `run`, `plan`, `generate`, `clean` and `task`."""
+"""Command line interface: `run`, `plan`, `generate`, `cache`, `clean`, `sync-alias` and `task`."""

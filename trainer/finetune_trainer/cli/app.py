@@ -145,6 +145,29 @@ def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", metavar="REGION", help="region of the store")
 
 
+def _add_sync_alias_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", metavar="URI", help="alias.uri of a FineTuneSchedule: s3://bucket/key")
+    parser.add_argument(
+        "directory",
+        type=Path,
+        metavar="DIR",
+        help="folder to write to; DIR/current is a link to the champion's adapter",
+    )
+    frequency = parser.add_mutually_exclusive_group()
+    frequency.add_argument(
+        "--interval", type=_parse_interval, default=60, metavar="SECONDS", help="time between two reads (%(default)s)"
+    )
+    frequency.add_argument("--once", action="store_true", help="update the folder once and exit")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="public key (PEM) that the alias must be signed with")
+    parser.add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
+
+
+def _parse_interval(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 1 to 999999, not {text!r}")
+    return int(text)
+
+
 def _parse_age(text: str) -> int:
     """Return the seconds of an age such as `7d`, `12h`, `30m` or `90s`."""
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)
@@ -169,5 +192,6 @@ _COMMANDS = (
     ("generate", "generate completions with the base model and with the adapter", _add_generate_arguments),
     ("cache", "fill or list a cache of base models", _add_cache_arguments),
     ("clean", "delete old checkpoints of ended runs below a prefix", _add_clean_arguments),
+    ("sync-alias", "keep a folder up to date with the champion of a schedule", _add_sync_alias_arguments),
     ("task", "run the task of a task pod, which the operator describes in $FINETUNE_TASK", _add_no_arguments),
 )

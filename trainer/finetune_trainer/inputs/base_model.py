@@ -118,7 +118,7 @@ class CacheableModelSource(BaseModelSource, Protocol):
         """Return what `fetch_weights` returns, for a folder that already has all files with these digests."""
 
 
-def resolve_model(source: ModelSource, s3: S3) -> BaseModelSource:
+def resolve_model(source: ModelSource, s3: S3) -> S3ModelSource | HubModelSource | VolumeModelSource:
     """Find the model. Raises for problems of its location, before anything is downloaded."""
     if source.uri.startswith("s3://"):
         location = Location.parse_folder(source.uri)
@@ -333,7 +333,7 @@ class VolumeModelSource:
 
     def matches(self, record: ModelRecord) -> bool:
         """Compare the content, which is read completely since a volume has no ETags."""
-        return record.revision == self._compute_revision()
+        return record.revision == self.compute_revision()
 
     def fetch_settings(self, target: Path, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Return the folder."""
@@ -341,13 +341,14 @@ class VolumeModelSource:
 
     def fetch_weights(self, settings: FetchedModel, on_bytes: Callable[[int], None]) -> FetchedModel:
         """Hash the files in place."""
-        return FetchedModel(self.folder, self._compute_revision(), [])
+        return FetchedModel(self.folder, self.compute_revision(), [])
 
     def read_config(self) -> bytes:
         """Read config.json in place."""
         return (self.folder / CONFIG_NAME).read_bytes()
 
-    def _compute_revision(self) -> str:
+    def compute_revision(self) -> str:
+        """Return `sha256:…` over names and content of all files, for which they are read completely."""
         return _compute_digest((name, hash_file(self.folder / name)) for name in _list_files(self.folder))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import yaml
-from huggingface_hub import HfApi, hf_hub_download, parse_hf_uri
+from huggingface_hub import HfApi, HfUri, hf_hub_download, parse_hf_uri
 from huggingface_hub.errors import HfUriError
 
 from finetune_trainer.contract import DataSource, Reason
@@ -138,10 +138,7 @@ def list_hub_data(source: DataSource) -> HubDataListing:
     Raises `DATA_NOT_FOUND`, with the names that exist, for a repository, revision, subset, split or file that does not
     exist, and the errors of the hub.
     """
-    try:
-        uri = parse_hf_uri(source.uri)
-    except HfUriError as error:
-        raise TrainerError(Reason.CONFIG_INVALID, f"{source.uri}: {error}") from error
+    uri = _parse_uri(source)
     dataset = _resolve_dataset(uri.id, uri.revision or "main")
     path = uri.path_in_repo
     if not path:
@@ -151,6 +148,26 @@ def list_hub_data(source: DataSource) -> HubDataListing:
     is_pattern = "*" in path or "?" in path
     selection = select_data_files(source.uri, path if is_pattern else f"{path}/", list(dataset.files))
     return HubDataListing(dataset, selection)
+
+
+def list_repository(source: DataSource) -> HubDataListing:
+    """Resolve the revision of a source to a commit, and list all data files of the repository, whatever subset, split
+    and path the source has. Raises as `list_hub_data`."""
+    uri = _parse_uri(source)
+    dataset = _resolve_dataset(uri.id, uri.revision or "main")
+    return HubDataListing(dataset, select_readable_files(source.uri, list(dataset.files)))
+
+
+def has_path(source: DataSource) -> bool:
+    """Return whether a source names files itself. Otherwise, the `datasets` library decides which files it has."""
+    return bool(_parse_uri(source).path_in_repo)
+
+
+def _parse_uri(source: DataSource) -> HfUri:
+    try:
+        return parse_hf_uri(source.uri)
+    except HfUriError as error:
+        raise TrainerError(Reason.CONFIG_INVALID, f"{source.uri}: {error}") from error
 
 
 def _resolve_dataset(repo: str, revision: str) -> HubDataset:

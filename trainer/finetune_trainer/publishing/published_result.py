@@ -10,7 +10,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_FILES
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, compute_digest
-from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, download_objects, find_objects
+from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, download_objects, find_objects, read_object
 from finetune_trainer.telemetry.run_log import LOG_NAME
 
 
@@ -64,3 +64,20 @@ class PublishedResult:
                 message = f"{file.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
                 raise TrainerError(Reason.STORAGE_CORRUPT, message)
         return target
+
+
+def read_manifest(s3: S3, adapter_uri: str, digest: str) -> bytes:
+    """Return the manifest of the result at an S3 prefix.
+
+    Raises `MODEL_NOT_FOUND` if there is none, and `STORAGE_CORRUPT` if it has another digest.
+    """
+    location = Location.parse_folder(adapter_uri).child(MANIFEST_NAME)
+    content = read_object(s3, location)
+    if content is None:
+        message = f"{location} does not exist: the result was never complete, or it was deleted"
+        raise TrainerError(Reason.MODEL_NOT_FOUND, message)
+    found_digest = compute_digest(content)
+    if found_digest != digest:
+        message = f"{location} has the digest {found_digest}, expected {digest}: it was changed or replaced"
+        raise TrainerError(Reason.STORAGE_CORRUPT, message)
+    return content

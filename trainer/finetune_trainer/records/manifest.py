@@ -125,6 +125,12 @@ class AdapterManifest(_LenientModel):
         )
 
 
+class PublishedFiles(_LenientModel):
+    """The files of a manifest. It can be read whatever else the trainer that wrote it has recorded."""
+
+    files: list[FileRecord]
+
+
 class MergedLosses(_LenientModel):
     """Mean loss per token of one kind of text, in nats, for the base model, the base model with the adapter, and the
     merged model."""

@@ -23,6 +23,8 @@ MANIFEST_ATTEMPTS = 3
 """Attempts to create a manifest: S3 may reject both of two concurrent writers (409)."""
 LOCK_ATTEMPTS = 5
 """Attempts to acquire an output lock that others acquire and release at the same time."""
+ALIAS_ATTEMPTS = 5
+"""Attempts to find an alias written. Each of them reads it first, and writes it if it has other content."""
 
 
 def _is_any(_: Exception) -> bool:

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from finetune_trainer.contract import (
     OUTCOME_PATH_ENV,
     TASK_CONFIG_ENV,
+    CheckInputsTask,
     CleanReport,
     CleanTask,
     Outcome,
+    PromoteTask,
     Reason,
     TaskConfig,
     TaskOutcome,
@@ -21,7 +23,7 @@ from finetune_trainer.contract import (
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import S3, Location
 from finetune_trainer.storage.aged_objects import read_store_time
-from finetune_trainer.tasks import clean
+from finetune_trainer.tasks import check_inputs, clean, promote
 
 
 def run_task() -> TaskOutcome:
@@ -30,6 +32,10 @@ def run_task() -> TaskOutcome:
     s3 = S3(config.storage)
     if config.clean:
         return _clean(s3, config.clean)
+    if config.check_inputs:
+        return _check_inputs(s3, config.check_inputs)
+    if config.promote:
+        return _promote(s3, config.promote)
     raise TrainerError(Reason.CONFIG_INVALID, f"{TASK_CONFIG_ENV}: this version does not know the task")
 
 
@@ -41,6 +47,17 @@ def _clean(s3: S3, task: CleanTask) -> TaskOutcome:
     report = clean.clean_output(s3, output, task.min_age_seconds)
     message = f"deleted {clean.format_report(report)} at {output}"
     return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=report)
+
+
+def _check_inputs(s3: S3, task: CheckInputsTask) -> TaskOutcome:
+    report = check_inputs.check_inputs(s3, task)
+    return TaskOutcome(reason=Reason.COMPLETED, message=check_inputs.format_report(report), inputs=report)
+
+
+def _promote(s3: S3, task: PromoteTask) -> TaskOutcome:
+    report = promote.promote(s3, task)
+    message = f"{task.alias_uri} names {task.champion.run}"
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, promote=report)
 
 
 def write_outcome(outcome: TaskOutcome) -> None:
