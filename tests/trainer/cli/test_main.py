@@ -300,3 +300,18 @@ def test_run_repeat_and_generate_end_to_end(s3: S3Server, pod: Callable[..., Non
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["prompt"] for answer in answers] == ["Hello", "Lamp?"]
     assert all(answer.keys() == {"prompt", "base", "adapter"} for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["clean", "s3://bucket/x", "--older-than", "7d"],
+        ["sync-alias", "s3://bucket/a.json", "folder"],
+        ["generate", "--model", "m", "--prompt", "p"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_command_invalid_endpoint_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*command, "--endpoint", "store:9000"])
+    assert "argument --endpoint: must be a URL without a path" in capsys.readouterr().err

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from finetune_trainer.config.suspend_step import STEP_PATTERN
 from finetune_trainer.contract import SCRATCH_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
@@ -115,7 +117,7 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     add_argument(
         "--max-new-tokens", metavar="N", type=int, default=128, help="maximum length of a completion (%(default)s)"
     )
-    add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
+    add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
     add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     _add_work_dir_argument(parser)
 
@@ -141,8 +143,8 @@ def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
         "for longer lose their checkpoints",
     )
     parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
-    parser.add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
-    parser.add_argument("--region", metavar="REGION", help="region of the store")
+    parser.add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
+    parser.add_argument("--region", type=_parse_region, metavar="REGION", help="region of the store")
 
 
 def _add_sync_alias_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,13 +161,30 @@ def _add_sync_alias_arguments(parser: argparse.ArgumentParser) -> None:
     )
     frequency.add_argument("--once", action="store_true", help="update the folder once and exit")
     parser.add_argument("--key", type=Path, metavar="FILE", help="public key (PEM) that the alias must be signed with")
-    parser.add_argument("--endpoint", metavar="URL", help="S3 endpoint, if it is not AWS")
+    parser.add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
 
 
 def _parse_interval(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,5}", text):
         raise argparse.ArgumentTypeError(f"must be a number of seconds from 1 to 999999, not {text!r}")
     return int(text)
+
+
+def _parse_endpoint(text: str) -> str:
+    return _check_storage_option("endpoint", text, "a URL without a path, such as https://s3.example.com")
+
+
+def _parse_region(text: str) -> str:
+    return _check_storage_option("region", text, "a region, such as eu-west-1")
+
+
+def _check_storage_option(field: str, text: str, expected: str) -> str:
+    """Return the value of a field of `Storage`. Raises `ArgumentTypeError` if it is not valid."""
+    try:
+        Storage.model_validate({field: text})
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}") from error
+    return text
 
 
 def _parse_age(text: str) -> int:
