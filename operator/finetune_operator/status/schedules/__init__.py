@@ -1,0 +1,1 @@
+"""The status of FineTuneSchedules. Pure functions: all input is passed as arguments."""
