@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from finetune_operator.api.schedule import FineTuneScheduleStatus
+from finetune_operator.api.schedule import FineTuneScheduleStatus, ScheduleReason
 from finetune_operator.controller.finetuneschedule.request import ScheduleRequest
 from finetune_operator.controller.run_control import RunControl
 from finetune_operator.controller.task_runner import TaskRunner
+from finetune_operator.status.events import EventContent
 
 
 class PromotionResult(NamedTuple):
@@ -16,6 +17,10 @@ class PromotionResult(NamedTuple):
     status: FineTuneScheduleStatus
     requeue_after: float | None = None
     """Seconds until the next reconcile, or None if only events need one."""
+    stalled: tuple[ScheduleReason, str] | None = None
+    """Reason and message of the condition Stalled, if a person must correct `spec.champion`."""
+    events: tuple[EventContent, ...] = ()
+    """Events to record once the status is stored. The condition Promoted has its own."""
 
 
 class Promoter:
