@@ -236,6 +236,21 @@ async def test_schedule_data_change_creates_run_after_minimum_interval(schedules
     assert await _check_after(schedules, operator, 60, removedFiles=1) == 3
 
 
+async def test_schedule_check_that_ended_before_its_slot_is_repeated(schedules: ScheduleWorld) -> None:
+    """The operator was down when the check ended, and data may have been added since."""
+    await schedules.create(schedule=MINUTELY)
+    operator = schedules.build_operator()
+    await _complete_first_run(schedules, operator)
+    schedules.advance()
+    await operator.settle()
+    await schedules.end_check(unchanged=True)
+    schedules.advance()
+    assert await operator.settle() == 2
+    await schedules.end_check(addedBytes=1)
+    await operator.settle()
+    assert (await schedules.list_run_names())[1:] == [schedules.get_name()]
+
+
 async def test_schedule_failed_run_of_data_change_is_repeated_after_interval(schedules: ScheduleWorld) -> None:
     await schedules.create(onDataChange={**ON_CHANGE, "minIntervalSeconds": 0})
     operator = schedules.build_operator()
@@ -381,7 +396,7 @@ async def test_schedule_name_of_foreign_run_is_conflict(schedules: ScheduleWorld
 async def test_schedule_history_limits_delete_oldest_ended_runs(
     schedules: ScheduleWorld, world: NamespaceHarness
 ) -> None:
-    await schedules.create(successfulRunsHistoryLimit=1, failedRunsHistoryLimit=1, champion={"run": "bot-0"})
+    await schedules.create(successfulRunsHistoryLimit=1, failedRunsHistoryLimit=1)
     operator = schedules.build_operator()
     names = []
     for index, phase in enumerate(("Complete", "Failed", "Failed", "Complete", "Cancelled", "Complete")):
@@ -389,13 +404,12 @@ async def test_schedule_history_limits_delete_oldest_ended_runs(
         await operator.settle()
         names.append(schedules.get_name())
         await schedules.end_run(names[-1], phase)
+        await schedules.patch({"champion": {"run": names[0]}})
         await operator.settle()
         schedules.advance()
-    assert await schedules.list_run_names() == [names[0], names[3], names[4], names[5]]  # complete ones are undecided
     runs = (await schedules.get_status())["runs"]
-    decided = [{**run, "decision": "NotBetter"} if run["phase"] == "Complete" else run for run in runs]
+    decided = [{"decision": "NotBetter", **run} for run in runs]
     await world.call("PATCH", schedules.get_status_path(), {"status": {"runs": decided}})
-    await schedules.patch({"champion": {"run": names[0]}})
     await operator.settle()
     assert await schedules.list_run_names() == [names[0], names[4], names[5]]
     assert (await schedules.list_event_reasons()).count("RunDeleted") == 3

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.support.operator.builders import Body, merge_objects, seconds_ago
+from tests.support.operator.builders import Body, merge_objects
 from tests.support.operator.namespace_harness import NamespaceHarness
 
 from finetune_operator.api.labels import TASK_LABEL
@@ -169,7 +169,8 @@ class ScheduleWorld:
         entry = {"name": "task", "state": state, "ready": False, "restartCount": 0, "image": "x", "imageID": "x"}
         status = {"phase": "Failed" if is_failed else "Succeeded", "containerStatuses": [entry]}
         await self._world.call("PATCH", self._world.path("pods", f"{name}-x", "status"), {"status": status})
-        await self._world.report_job_end("Failed" if is_failed else "Complete", name=name, end_time=seconds_ago(0))
+        end_time = self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        await self._world.report_job_end("Failed" if is_failed else "Complete", name=name, end_time=end_time)
 
     def get_status_path(self) -> str:
         return f"{self._path('bot')}/status"

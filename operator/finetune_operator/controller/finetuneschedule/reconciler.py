@@ -28,7 +28,7 @@ from finetune_operator.controller.finetuneschedule.run_starter import RunStarter
 from finetune_operator.controller.finetuneschedule.step import AT_ONCE, Step
 from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.controller.run_control import RunControl
-from finetune_operator.controller.task_runner import TASK_CHECK_SECONDS, TaskRunner
+from finetune_operator.controller.task_runner import TaskRunner
 from finetune_operator.kube.client import FINETUNESCHEDULES, KubeClient
 from finetune_operator.kube.owner_cache import OwnerCache
 from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
@@ -148,10 +148,8 @@ class ScheduleReconciler:
         check_time = compute_next_check_time(on_data_change, step.status) if on_data_change else None
         if check_time is None or check_time > parse_time(request.now):
             return step
-        check = await self._inputs_checker.check_periodically(request, step.status)
-        if check is None:
-            return step._replace(requeue_after=TASK_CHECK_SECONDS)
-        return step._replace(status=step.status.model_copy(update={"inputs": check}), requeue_after=AT_ONCE)
+        checked = await self._inputs_checker.check(request, step.status)
+        return checked._replace(events=step.events, stall=step.stall)
 
     async def _publish(
         self, request: ScheduleRequest, status: FineTuneScheduleStatus, contents: Iterable[EventContent]

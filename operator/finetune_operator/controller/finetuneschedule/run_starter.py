@@ -20,7 +20,6 @@ from finetune_operator.controller.finetuneschedule.inputs_checker import InputsC
 from finetune_operator.controller.finetuneschedule.request import ScheduleRequest
 from finetune_operator.controller.finetuneschedule.step import AT_ONCE, Step
 from finetune_operator.controller.run_control import Refusal, RefusalKind, RunControl
-from finetune_operator.controller.task_runner import TASK_CHECK_SECONDS
 from finetune_operator.kube.owner_cache import OwnerCache
 from finetune_operator.observed.objects import get_name, is_finished
 from finetune_operator.resources.scheduled_run import add_champion, build_scheduled_run
@@ -111,7 +110,7 @@ class RunStarter:
             return checked
         if active and request.schedule.spec.concurrency_policy == "Replace":
             return Step(status, events=await self._cancel_active_runs(request))
-        return self._record(request, checked.status, due, timetable)
+        return self._record(request, status, due, timetable)
 
     async def _check_inputs(self, request: ScheduleRequest, status: FineTuneScheduleStatus, due: Due) -> Step:
         """Skip a slot whose inputs and template are those of the last complete run. A requeue means: no run now."""
@@ -120,16 +119,14 @@ class RunStarter:
             return Step(status)
         if last.template_hash != runs.compute_template_hash(request.schedule.spec):
             return Step(status)
-        slot = format_time(due.time)
-        check = await self._inputs_checker.check_slot(request, status, slot)
-        if check is None:
-            return Step(status, TASK_CHECK_SECONDS)
-        checked = status.model_copy(update={"inputs": check})
-        if not check.unchanged:
-            return Step(checked)
-        message = f"No run for {slot}. {check.message}"
+        check = status.inputs
+        if check is None or check.run != last.name or parse_time(check.time) < due.time:
+            return await self._inputs_checker.check(request, status)
+        if not check.unchanged:  # or the check has failed: the run reports its own errors
+            return Step(status)
+        message = f"No run for {format_time(due.time)}. {check.message}"
         event = EventContent("Normal", ScheduleEventReason.RUN_SKIPPED, message)
-        return Step(triggers.mark_handled(checked, due), AT_ONCE, (event,))
+        return Step(triggers.mark_handled(status, due), AT_ONCE, (event,))
 
     async def _cancel_active_runs(self, request: ScheduleRequest) -> tuple[EventContent, ...]:
         """Cancel the active runs. The next one is recorded when the watch has reported their end."""

@@ -25,10 +25,10 @@ def compute_next_check_time(on_data_change: OnDataChange, status: FineTuneSchedu
     return parse_time(since) + timedelta(seconds=on_data_change.check_interval_seconds)
 
 
-def build_check(run: ScheduledRun, report: InputsReport, now: str) -> InputsCheck:
+def build_check(run: ScheduledRun, report: InputsReport, time: str) -> InputsCheck:
     """Return the result of a check. Without a result in S3 to compare with, the inputs count as changed."""
     return InputsCheck(
-        time=now,
+        time=time,
         run=run.name,
         digest=report.digest,
         unchanged=report.unchanged and report.has_result,
@@ -39,9 +39,9 @@ def build_check(run: ScheduledRun, report: InputsReport, now: str) -> InputsChec
     )
 
 
-def build_failed_check(run: ScheduledRun, message: str, now: str) -> InputsCheck:
+def build_failed_check(run: ScheduledRun, message: str, time: str) -> InputsCheck:
     """Return a check that has found out nothing."""
-    return InputsCheck(time=now, run=run.name, message=message[:_MESSAGE_MAX_LENGTH])
+    return InputsCheck(time=time, run=run.name, message=message[:_MESSAGE_MAX_LENGTH])
 
 
 def _describe_report(run: ScheduledRun, report: InputsReport) -> str:

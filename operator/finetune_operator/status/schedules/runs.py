@@ -54,9 +54,8 @@ def list_open_runs(status: FineTuneScheduleStatus) -> list[ScheduledRun]:
 
 def list_active_names(status: FineTuneScheduleStatus, children: Iterable[Body]) -> list[str]:
     """Return the names of the runs that have not ended, also of FineTuneJobs that the status does not know."""
-    known = {run.name for run in status.runs if run.created}
-    unknown = {get_name(child) for child in children if not is_finished(child)} - known
-    return sorted({run.name for run in list_open_runs(status)} | unknown)
+    unfinished = {get_name(child) for child in children if not is_finished(child)}
+    return sorted({run.name for run in list_open_runs(status)} | unfinished)
 
 
 def record_end(run: ScheduledRun, child: Body | None, now: str) -> ScheduledRun:
