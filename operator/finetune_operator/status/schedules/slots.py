@@ -114,10 +114,8 @@ def find_missed_slots(
     timetable: Timetable, handled_until: datetime, now: datetime, starting_deadline_seconds: int | None
 ) -> MissedSlots:
     """Return the most recent time after `handled_until`, whether it is due or expired. Earlier ones never fire."""
-    if now <= handled_until:  # the clock was put back
-        return MissedSlots()
     last = timetable.find_last(now)
-    if last is None or last <= handled_until:
+    if last is None or last <= handled_until:  # also if the clock was put back
         return MissedSlots()
     is_expired = starting_deadline_seconds is not None and now - last > timedelta(seconds=starting_deadline_seconds)
     return MissedSlots(expired=last) if is_expired else MissedSlots(due=last)

@@ -101,6 +101,13 @@ def test_find_due_run_after_failure_without_minimum_interval_waits_for_check_int
         ),
         (
             ON_CHANGE,
+            build_status(
+                RUN.model_copy(update={"completion_time": "2026-11-23T08:55:00Z"}), inputs=build_check("bot-0")
+            ),
+            "2026-11-23T09:05:00+00:00",
+        ),
+        (
+            ON_CHANGE,
             build_status(RUN.model_copy(update={"completion_time": "2026-11-23T08:55:00Z"})),
             "2026-11-23T09:05:00+00:00",
         ),
