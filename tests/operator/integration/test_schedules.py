@@ -347,6 +347,23 @@ async def test_schedule_that_never_fires_is_stalled_and_runs_on_request(schedule
     assert await schedules.get_condition("Stalled") == ("False", "Active")
 
 
+async def test_schedule_request_at_impossible_time_is_stalled_and_slots_go_on(schedules: ScheduleWorld) -> None:
+    await schedules.create(schedule=MINUTELY, runAt="2026-11-23t08:00:00+99:00")
+    await schedules.build_operator().settle()
+    assert await schedules.get_condition("Stalled") == ("True", "InvalidSchedule")
+    assert await schedules.list_run_names() == [schedules.get_name()]
+
+
+async def test_schedule_of_newer_version_is_stalled_and_left_alone(schedules: ScheduleWorld) -> None:
+    body = await schedules.create(schedule=MINUTELY)
+    operator = schedules.build_operator()
+    newer = {**body, "spec": {**body["spec"], "fromTheFuture": True}}
+    operator.cache.owners.update(operator.cache.get_key(body), newer)
+    assert await operator.reconcile() is None
+    assert await schedules.get_condition("Stalled") == ("True", "InvalidTemplate")
+    assert await schedules.list_run_names() == []
+
+
 async def test_schedule_template_outside_bounds_is_stalled_before_first_slot(schedules: ScheduleWorld) -> None:
     await schedules.create(schedule=MINUTELY, template={"spec": {"compute": {"image": "evil.example/x:1"}}})
     operator = schedules.build_operator(bounds=Bounds(allowed_images=["good.example/**"]))

@@ -42,7 +42,7 @@ from finetune_operator.status.schedules.history import list_superfluous_runs
 from finetune_operator.status.schedules.inputs import compute_next_check_time
 from finetune_operator.status.schedules.notices import list_condition_events
 from finetune_operator.status.schedules.slots import InvalidScheduleError, Timetable, parse_timetable
-from finetune_operator.status.schedules.times import format_time, parse_time
+from finetune_operator.status.schedules.times import find_time, format_time, parse_time
 
 log = logging.getLogger(__name__)
 
@@ -194,13 +194,17 @@ class ScheduleReconciler:
 
 
 def _find_timetable(spec: FineTuneScheduleSpec) -> tuple[Timetable | None, Stall | None]:
-    """Return the times of the schedule, or why it has none. Requests and data changes do not need them."""
+    """Return the times of the schedule, and what is wrong with its times. Other triggers go on without them."""
+    stall = None
+    if spec.run_at and find_time(spec.run_at) is None:
+        message = f"spec.runAt '{spec.run_at}' is not a time; write it as 2026-11-23T08:00:00Z."
+        stall = Stall(ScheduleReason.INVALID_SCHEDULE, message)
     if spec.schedule is None:
-        return None, None
+        return None, stall
     try:
-        return parse_timetable(spec.schedule, spec.time_zone), None
+        return parse_timetable(spec.schedule, spec.time_zone), stall
     except InvalidScheduleError as error:
-        return None, Stall(ScheduleReason.INVALID_SCHEDULE, str(error))
+        return None, Stall(ScheduleReason.INVALID_SCHEDULE, f"{error}.")
 
 
 def _complete_status(

@@ -1,4 +1,8 @@
-"""What a FineTuneSchedule creates its next run for, and when it looks again."""
+"""What a FineTuneSchedule creates its next run for, and when it looks again.
+
+A request (`spec.runAt`) comes before a time of `spec.schedule`, and that before a change of the data. A change of the
+data waits until no run is active, whatever `spec.concurrencyPolicy` is, because that run may have the change already.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from finetune_operator.api.schedule import FineTuneScheduleSpec, FineTuneSchedul
 from finetune_operator.status.schedules.inputs import compute_next_check_time
 from finetune_operator.status.schedules.runs import COMPLETE_PHASE, find_last_complete_run, find_pending_run
 from finetune_operator.status.schedules.slots import Timetable
-from finetune_operator.status.schedules.times import format_time, get_minute, parse_time
+from finetune_operator.status.schedules.times import find_time, format_time, get_minute, parse_time
 
 
 class Due(NamedTuple):
@@ -38,13 +42,7 @@ def find_due_run(
         return Due(Trigger.REQUEST, now, run_at=spec.run_at)
     if slot:
         return Due(Trigger.SCHEDULE, slot, slot)
-    is_changed = (
-        spec.on_data_change and find_pending_run(status) is None and has_data_changed(spec.on_data_change, status)
-    )
-    if spec.on_data_change is None or not is_changed:
-        return None
-    earliest = compute_data_change_time(spec.on_data_change, status)
-    return None if earliest and earliest > now else Due(Trigger.DATA_CHANGE, now)
+    return Due(Trigger.DATA_CHANGE, now) if _is_data_change_due(spec, status, now) else None
 
 
 def mark_handled(status: FineTuneScheduleStatus, due: Due) -> FineTuneScheduleStatus:
@@ -54,6 +52,13 @@ def mark_handled(status: FineTuneScheduleStatus, due: Due) -> FineTuneScheduleSt
         **({"last_run_at": due.run_at} if due.run_at else {}),
     }
     return status.model_copy(update=changes)
+
+
+def _is_data_change_due(spec: FineTuneScheduleSpec, status: FineTuneScheduleStatus, now: datetime) -> bool:
+    if spec.on_data_change is None or find_pending_run(status) or not has_data_changed(spec.on_data_change, status):
+        return False
+    earliest = compute_data_change_time(spec.on_data_change, status)
+    return earliest is None or earliest <= now
 
 
 def has_data_changed(on_data_change: OnDataChange, status: FineTuneScheduleStatus) -> bool:
@@ -100,4 +105,4 @@ def compute_next_time(
 
 def _find_requested_time(spec: FineTuneScheduleSpec, status: FineTuneScheduleStatus) -> datetime | None:
     """Return the time of a request that no run was created for, or None."""
-    return parse_time(spec.run_at) if spec.run_at and spec.run_at != status.last_run_at else None
+    return find_time(spec.run_at) if spec.run_at != status.last_run_at else None
