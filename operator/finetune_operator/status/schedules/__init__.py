@@ -1,1 +1,1 @@
-"""The status of FineTuneSchedules. Pure functions: all input is passed as arguments."""
+"""The status of a FineTuneSchedule, computed by pure functions."""
