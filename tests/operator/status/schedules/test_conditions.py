@@ -87,3 +87,14 @@ def test_list_condition_events_report_changes_once() -> None:
     contents = [(each.type, each.reason, each.message) for each in list_condition_events(old, new)]
     assert contents == [("Warning", "InvalidSchedule", "never fires"), ("Normal", "Trained", "found")]
     assert list(list_condition_events(new, new)) == []
+
+
+def test_list_condition_events_report_each_new_champion() -> None:
+    def build(message: str) -> FineTuneScheduleStatus:
+        condition = Condition(
+            type="Promoted", status="True", last_transition_time=NOW, reason="Promoted", message=message
+        )
+        return build_status(conditions=[condition])
+
+    contents = list(list_condition_events(build("bot-1 is the champion"), build("bot-2 is the champion")))
+    assert [(each.reason, each.message) for each in contents] == [("Promoted", "bot-2 is the champion")]
