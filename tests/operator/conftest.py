@@ -15,6 +15,7 @@ from tests.support.operator import api_server as api
 from tests.support.operator.builders import Body, Builders
 from tests.support.operator.fault_proxy import FakeTrainer, FaultProxy
 from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, NamespaceHarness, build_lease_rules
+from tests.support.operator.schedule_harness import ScheduleWorld, open_schedule_world
 from tests.support.operator.watch_interceptors import WatchGate
 
 from finetune_operator.settings import Settings
@@ -95,6 +96,13 @@ async def world(api_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             )
             await world.grant_role([*OPERATOR_RULES, *build_lease_rules(LEASE_NAME)])
             yield world
+
+
+@pytest.fixture
+async def schedules(world: NamespaceHarness) -> AsyncIterator[ScheduleWorld]:
+    """Return the namespace with a clock of its own for FineTuneSchedules."""
+    async with open_schedule_world(world) as schedules:
+        yield schedules
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.controller.run_control import REFUSED_STATUSES
 from finetune_operator.kube.client import KubeClient
 from finetune_operator.kube.transport import ApiError
+from finetune_operator.observed.job import get_job_finished_at
 from finetune_operator.observed.objects import find_true_condition, is_controlled_by, is_finished
 from finetune_operator.observed.task import read_task_outcome
 from finetune_operator.policy.profiles import ChosenProfile, Profiles
@@ -34,6 +35,8 @@ class TaskState(NamedTuple):
     """Why the task has failed or cannot be started. Its Job is created again when its time to live has passed."""
     reason: Reason | None = None
     """The reason of a task that has failed, if it has reported one."""
+    end_time: str | None = None
+    """When the Job has ended (RFC 3339). It is unset without a Job that has."""
 
     @property
     def is_pending(self) -> bool:
@@ -83,11 +86,12 @@ class TaskRunner:
 
     async def _read_state(self, job: Body) -> TaskState:
         name, outcome = job["metadata"]["name"], read_task_outcome(await self._client.list_job_pods(job))
+        end_time = get_job_finished_at(job)
         if outcome is None:
-            return TaskState(error=f"Job {name} ended without an outcome; see its pods.")
+            return TaskState(error=f"Job {name} ended without an outcome; see its pods.", end_time=end_time)
         if outcome.reason is not Reason.COMPLETED or find_true_condition(job, "Complete") is None:
-            return TaskState(error=f"{outcome.reason}: {outcome.message}", reason=outcome.reason)
-        return TaskState(outcome=outcome)
+            return TaskState(error=f"{outcome.reason}: {outcome.message}", reason=outcome.reason, end_time=end_time)
+        return TaskState(outcome=outcome, end_time=end_time)
 
 
 def choose_profile(finetunejob: FineTuneJob, profiles: Profiles) -> ChosenProfile | None:

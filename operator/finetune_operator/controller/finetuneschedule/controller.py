@@ -6,8 +6,6 @@ from finetune_operator.api.schedule import SCHEDULE_KIND
 from finetune_operator.controller.controller import Controller
 from finetune_operator.controller.finetuneschedule.reconciler import ScheduleReconciler
 from finetune_operator.controller.profile_store import ProfileStore
-from finetune_operator.controller.run_control import RunControl
-from finetune_operator.controller.task_runner import TaskRunner
 from finetune_operator.kube.client import FINETUNESCHEDULES, KubeClient
 from finetune_operator.kube.owner_cache import OwnerCache
 from finetune_operator.settings import Settings
@@ -19,10 +17,5 @@ def build_schedule_controller(client: KubeClient, settings: Settings, profile_st
     return Controller(
         kind=SCHEDULE_KIND,
         informer=cache,
-        reconciler=ScheduleReconciler(
-            cache,
-            client,
-            RunControl(client, settings, profile_store),
-            TaskRunner(client, settings, profile_store),
-        ),
+        reconciler=ScheduleReconciler(cache, client, settings, client.now, profile_store),
     )
