@@ -23,15 +23,13 @@ from finetune_operator.kube.transport import CONNECTION_ERRORS, ApiError
 from finetune_operator.observed.objects import is_being_deleted
 from finetune_operator.status.events import EventContent, build_owner_event, create_merge_patch
 from finetune_operator.status.sweeps import sweep_state, trials
-from finetune_operator.status.sweeps.halving import advance_halving
-from finetune_operator.status.sweeps.scheduling import TrialPolicy, plan_trials
+from finetune_operator.status.sweeps.decisions import decide
 from finetune_operator.status.sweeps.sweep_events import list_sweep_events
 from finetune_operator.status.sweeps.sweep_state import SweepFacts, SweepProblem
 from finetune_operator.status.sweeps.sweep_status import (
     build_invalid_status,
     compute_sweep_status,
     is_terminal,
-    must_cancel,
 )
 
 log = logging.getLogger(__name__)
@@ -81,18 +79,13 @@ class SweepReconciler:
         self, request: SweepRequest, sweep: FineTuneSweep, observed: ObservedTrials
     ) -> float | None:
         spec = sweep.spec
-        is_cancelled = must_cancel(spec, request.previous_status, observed.rows)
-        halved = advance_halving(observed.rows, None if is_cancelled else spec.halving)
-        is_stopped = spec.suspend or sweep_state.is_budget_used(spec, sweep_state.sum_gpu_seconds(halved.rows))
-        policy = TrialPolicy(spec.max_parallel, halved.step, is_stopped, is_cancelled)
-        plan = plan_trials(halved.rows, observed.states, policy)
-        created = await self._create_trials(
-            request, sweep, ObservedTrials(halved.rows, observed.children), plan.creations
-        )
+        decision = decide(spec, request.previous_status, observed.rows, observed.states)
+        plan, observed = decision.plan, ObservedTrials(decision.rows, observed.children)
+        created = await self._create_trials(request, sweep, observed, plan.creations)
         rows = created.observed.rows
         must_report = sweep_state.must_report(spec, rows) and not is_terminal(request.previous_status)
         report = await self._report_runner.run(request, sweep, rows) if must_report else None
-        facts = SweepFacts(spec, rows, created.observed.states, halved.step, created.problem, report)
+        facts = SweepFacts(spec, rows, created.observed.states, decision.step, created.problem, report)
         if not await self._publish_facts(request, facts):
             return None
         await self._trial_control.patch(observed.children, plan.patches)

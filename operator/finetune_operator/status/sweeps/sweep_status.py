@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_operator.api import ObjectMeta
 from finetune_operator.api.sweep import (
     BestTrial,
-    FineTuneSweepSpec,
     FineTuneSweepStatus,
     SweepReason,
     TrialCounts,
-    TrialStatus,
 )
 from finetune_operator.observed.objects import TERMINAL_CONDITIONS
 from finetune_operator.status.conditions import Headline, build_conditions
@@ -23,7 +20,6 @@ from finetune_operator.status.sweeps.sweep_state import (
     SweepProblem,
     SweepState,
     compute_sweep_state,
-    has_too_many_failures,
     sum_gpu_seconds,
 )
 from finetune_operator.status.sweeps.trials import COMPLETE, is_cut, is_ended, is_failed
@@ -35,12 +31,6 @@ _HOUR_SECONDS = 3600
 def is_terminal(status: FineTuneSweepStatus) -> bool:
     """Return whether the sweep has completed, failed or was cancelled. Its conditions never change again."""
     return any(condition.status == "True" and condition.type in TERMINAL_CONDITIONS for condition in status.conditions)
-
-
-def must_cancel(spec: FineTuneSweepSpec, previous: FineTuneSweepStatus, rows: Sequence[TrialStatus]) -> bool:
-    """Return whether all trials end for good: the sweep is cancelled, or it has failed."""
-    has_failed = any(each.type == "Failed" and each.status == "True" for each in previous.conditions)
-    return spec.cancel or has_failed or has_too_many_failures(spec, rows)
 
 
 def compute_sweep_status(
