@@ -1,0 +1,303 @@
+"""FineTuneSweeps on a real API server. The tests act as Kubernetes' controllers and as the trainers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.operator.builders import seconds_ago
+from tests.support.operator.namespace_harness import RequestRejected, build_lease_rules
+from tests.support.operator.trial_cluster import REPORT, REPORT_URI, TrialCluster
+
+from finetune_operator.policy.limits import Bounds
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from tests.support.operator.namespace_harness import NamespaceHarness
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+Body = dict[str, Any]
+SIX = {"parameters": {"learningRate": {"values": [1e-4, 3e-4, 1e-3]}, "loraRank": {"values": [8, 16]}}}
+TWO = {"parameters": {"learningRate": {"values": [1e-4, 3e-4]}}, "maxParallel": 2}
+SIX_LOSSES = {"lr-1": 1.5, "lr-2": 1.25, "lr-4": 1.75, "lr-5": 2.0, "lr-6": 2.5}
+NAMES = [f"lr-{number}" for number in range(1, 7)]
+
+
+@pytest.fixture
+def cluster(world: NamespaceHarness) -> TrialCluster:
+    """Return the trainers of all trials."""
+    return TrialCluster(world)
+
+
+@asynccontextmanager
+async def _run(world: NamespaceHarness, cluster: TrialCluster, **settings: Any) -> AsyncIterator[None]:
+    async with world.run_operator(**settings), cluster.act():
+        yield
+
+
+def _get_phases(status: Body) -> dict[str, str]:
+    return {row["name"]: row.get("phase", "") for row in status["trials"]}
+
+
+async def _list_trials(world: NamespaceHarness) -> list[str]:
+    return sorted(body["metadata"]["name"] for body in await world.list_objects("finetunejobs"))
+
+
+async def test_sweep_of_six_with_one_failure_ranks_the_others_and_reports(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    cluster.losses, cluster.failures = SIX_LOSSES, {"lr-3"}
+    async with _run(world, cluster):
+        await cluster.create_sweep({**SIX, "maxParallel": 2})
+        status = await cluster.wait_for_reason("Completed")
+    assert (status["phase"], status["reportURI"]) == ("Complete", REPORT_URI)
+    assert [condition["type"] for condition in status["conditions"]] == ["Complete", "Running"]
+    assert status["counts"] == {
+        "total": 6, "active": 0, "complete": 5, "cut": 0, "failed": 1, "finished": "6/6",
+    }  # fmt: skip
+    best = status["best"]
+    assert (best["name"], best["runnerUp"], best["value"]) == ("lr-2", "lr-1", 1.25)
+    assert (best["verdict"], best["parameters"]) == ("NotToldApart", {"learningRate": 1e-4, "loraRank": 16})
+    assert "lr-2" in status["conditions"][0]["message"]
+    assert status["trials"][2]["reason"] == "DataInvalid"
+    assert (cluster.started, cluster.max_active) == (NAMES, 2)
+    events = {(event["reason"], event["type"]) for event in await world.list_objects("events")}
+    assert {("TrialCreated", "Normal"), ("TrialsActive", "Normal"), ("Completed", "Normal")} <= events
+
+
+async def test_sweep_with_more_failures_than_allowed_fails_and_cancels_the_others(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    cluster.failures = {"lr-1", "lr-3"}
+    async with _run(world, cluster):
+        await cluster.create_sweep({**SIX, "maxParallel": 3, "maxFailed": 1})
+        status = await cluster.wait_for_status(lambda status: status["counts"].get("finished") == "4/6")
+    assert (status["phase"], status["reason"]) == ("Failed", "TooManyFailedTrials")
+    assert {condition["type"]: condition["status"] for condition in status["conditions"]} == {
+        "Failed": "True", "Running": "False", "Stalled": "True",
+    }  # fmt: skip
+    assert "lr-1 (DataInvalid), lr-3 (DataInvalid)" in status["conditions"][0]["message"]
+    assert [phase for phase in _get_phases(status).values() if phase] == ["Failed", "Cancelled", "Failed", "Cancelled"]
+
+
+async def test_sweep_suspended_then_resumed_then_cancelled(world: NamespaceHarness, cluster: TrialCluster) -> None:
+    async with _run(world, cluster):
+        await cluster.create_sweep({**SIX, "maxParallel": 2})
+        await cluster.wait_for_status(lambda status: "Running" in _get_phases(status).values())
+        await cluster.patch_sweep(suspend=True)
+        status = await cluster.wait_for_reason("Suspended")
+        assert (status["phase"], status["counts"]["active"], await cluster.list_running()) == ("Suspended", 0, [])
+        await cluster.patch_trial("lr-1", suspend=False)
+        await world.wait_until(lambda: _has_spec(world, "lr-1", suspend=True))
+        await cluster.wait_for_reason("Suspended")
+        await cluster.patch_sweep(suspend=False)
+        await cluster.wait_for_status(lambda status: status["counts"]["active"] == 2)
+        cluster.losses = {"lr-1": 1.0}
+        await cluster.wait_for_status(lambda status: _get_phases(status)["lr-1"] == "Complete")
+        await cluster.patch_sweep(cancel=True)
+        status = await cluster.wait_for_reason("Cancelled")
+        with pytest.raises(RequestRejected, match="cancel cannot be undone"):
+            await cluster.patch_sweep(cancel=False)
+    assert (status["phase"], await cluster.list_running()) == ("Cancelled", [])
+    phases = _get_phases(status)
+    assert (phases["lr-1"], phases["lr-2"], phases["lr-3"]) == ("Complete", "Cancelled", "Cancelled")
+    assert await _list_trials(world) == ["lr-1", "lr-2", "lr-3"]
+    assert "best" not in status
+
+
+async def _has_spec(world: NamespaceHarness, name: str, **fields: Any) -> bool:
+    spec = (await world.get("finetunejobs", name))["spec"]
+    return all(spec.get(key) == value for key, value in fields.items())
+
+
+async def test_sweep_at_its_budget_is_suspended_until_it_is_raised(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    cluster.losses = {"lr-1": 1.0}
+    async with _run(world, cluster):
+        await cluster.create_sweep({"budget": {"gpuSeconds": 2}, "template": {"spec": {"compute": {"gpusPerNode": 1}}}})
+        status = await cluster.wait_for_reason("BudgetExhausted")
+        assert (status["phase"], status["gpuSeconds"] >= 2) == ("Suspended", True)
+        assert "above" in status["conditions"][0]["message"]
+        cluster.losses |= {"lr-2": 2.0, "lr-3": 3.0}
+        await cluster.patch_sweep(budget=None)
+        status = await cluster.wait_for_reason("Completed")
+    assert status["counts"]["complete"] == 3
+
+
+async def test_sweep_trial_deleted_counts_as_failed_and_is_not_created_again(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    async with _run(world, cluster):
+        await cluster.create_sweep({"maxParallel": 2})
+        await cluster.wait_for_status(lambda status: len([row for row in status["trials"] if row["created"]]) == 2)
+        await world.delete("finetunejobs", "lr-1")
+        status = await cluster.wait_for_status(
+            lambda status: status["counts"]["active"] == 2 and status["counts"]["failed"] == 1
+        )
+        assert (status["trials"][0]["phase"], status["trials"][0]["reason"]) == ("Deleted", "TrialDeleted")
+        await world.delete("jobs", "lr-1")  # as the garbage collector
+        cluster.losses = {"lr-2": 2.0, "lr-3": 3.0}
+        status = await cluster.wait_for_reason("Completed")
+    assert (await _list_trials(world), status["best"]["name"]) == (["lr-2", "lr-3"], "lr-2")
+
+
+async def test_sweep_deleted_half_way_leaves_owned_trials_and_creates_no_more(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    async with _run(world, cluster):
+        await cluster.create_sweep({"maxParallel": 1})
+        await cluster.wait_for_status(lambda status: "Running" in _get_phases(status).values())
+        sweep = await world.get("finetunesweeps", "lr")
+        await world.delete("finetunesweeps", "lr")
+        cluster.losses = {"lr-1": 1.0}
+        await world.wait_for_reason("Completed", "lr-1")
+        await asyncio.sleep(0.5)
+    (trial,) = await world.list_objects("finetunejobs")
+    (owner,) = trial["metadata"]["ownerReferences"]
+    assert (owner["uid"], owner["controller"]) == (sweep["metadata"]["uid"], True)
+
+
+async def test_sweep_halving_at_two_steps_cuts_and_continues(world: NamespaceHarness, cluster: TrialCluster) -> None:
+    cluster.losses = {name: float(number) for number, name in enumerate(NAMES, start=1)}
+    halving = {"atSteps": [200, 100], "keepFraction": 0.5}
+    async with _run(world, cluster):
+        await cluster.create_sweep({**SIX, "maxParallel": 2, "halving": halving})
+        status = await cluster.wait_for_status(lambda status: status.get("reason") == "Completed", 40)
+    assert {row["name"]: row.get("cutAtStep") for row in status["trials"]} == {
+        "lr-1": None, "lr-2": None, "lr-3": 200, "lr-4": 100, "lr-5": 100, "lr-6": 100,
+    }  # fmt: skip
+    assert status["counts"] | {"cut": 4, "complete": 2, "failed": 0, "finished": "6/6"} == status["counts"]
+    assert (status["best"]["name"], status["best"]["runnerUp"]) == ("lr-1", "lr-2")
+    assert cluster.max_active <= 2
+    assert (await world.get("finetunejobs", "lr-6"))["spec"]["cancel"] is True
+    assert "suspendAtStep" not in (await world.get("finetunejobs", "lr-1"))["spec"]
+    cut_events = [event for event in await world.list_objects("events") if event["reason"] == "TrialCut"]
+    assert len(cut_events) == 4
+
+
+async def test_sweep_with_a_trial_that_the_api_server_rejects_fails_before_the_first_is_created(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    kto = {"template": {"spec": {"training": {"method": "kto"}}}, "parameters": {"batchSize": {"values": [8, 1]}}}
+    async with _run(world, cluster):
+        await cluster.create_sweep({**kto, "parameters": {"learningRate": None, "batchSize": {"values": [8, 1]}}})
+        status = await cluster.wait_for_reason("TrialRefused")
+    message = status["conditions"][0]["message"]
+    assert (status["phase"], await _list_trials(world)) == ("Failed", [])
+    assert "Trial lr-2 (batchSize 1, seed 42)" in message
+    assert "spec.template.spec.training" in message
+
+
+async def test_sweep_beyond_the_bounds_waits_until_they_allow_it(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    bounds = Bounds(allowed_models=["s3://models/**"])
+    async with _run(world, cluster, bounds=bounds):
+        await cluster.create_sweep()
+        status = await cluster.wait_for_reason("NotAllowed")
+        assert (status["phase"], await _list_trials(world)) == ("Pending", [])
+        assert status["conditions"][1]["type"] == "Reconciling"
+        assert "spec.template.spec.model.uri: hf://org/name is not allowed" in status["conditions"][0]["message"]
+    async with _run(world, cluster):
+        await cluster.wait_for_reason("TrialsActive")
+
+
+async def test_sweep_trial_with_the_name_of_another_finetunejob_fails(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    await world.create_finetunejob("lr-2", spec={"suspend": True})
+    async with _run(world, cluster):
+        await cluster.create_sweep()
+        status = await cluster.wait_for_reason("NameConflict")
+    assert (status["phase"], await _list_trials(world)) == ("Failed", ["lr-2"])
+
+
+async def test_sweep_report_fails_then_succeeds(world: NamespaceHarness, cluster: TrialCluster) -> None:
+    cluster.losses = {"lr-1": 1.0, "lr-2": 2.0}
+    cluster.report = {"reason": "AccessDenied", "message": "no write access to s3://bucket/lr/"}
+    async with _run(world, cluster):
+        await cluster.create_sweep(TWO)
+        status = await cluster.wait_for_reason("ReportFailed")
+        assert (status["phase"], "best" in status) == ("Running", False)
+        assert "AccessDenied: no write access" in status["conditions"][0]["message"]
+        cluster.report = REPORT
+    await _move_first_error(world, hours=1)
+    async with _run(world, cluster):
+        status = await cluster.wait_for_reason("Completed")
+    assert status["best"]["verdict"] == "NotToldApart"
+
+
+async def test_sweep_report_that_fails_to_the_end_keeps_the_best_trial(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    cluster.losses = {"lr-1": 1.0, "lr-2": 2.0}
+    cluster.report = {"reason": "AccessDenied", "message": "no write access"}
+    async with _run(world, cluster):
+        await cluster.create_sweep(TWO)
+        await cluster.wait_for_reason("ReportFailed")
+    await _move_first_error(world, hours=2)
+    async with _run(world, cluster):
+        status = await cluster.wait_for_reason("Completed")
+    assert (status["best"]["name"], status["best"]["verdict"]) == ("lr-1", "NotCompared")
+    assert "no write access" in status["best"]["message"]
+
+
+async def _move_first_error(world: NamespaceHarness, hours: int) -> None:
+    """Move the time of the first error into the past."""
+    (condition,) = (await world.get("finetunesweeps", "lr"))["status"]["conditions"]
+    moved = {**condition, "lastTransitionTime": seconds_ago(hours * 3600 + 5)}
+    path = world.path("finetunesweeps", "lr", "status")
+    await world.call("PATCH", path, {"status": {"conditions": [moved]}})
+
+
+async def test_sweep_with_two_leaders_creates_each_trial_once(world: NamespaceHarness, cluster: TrialCluster) -> None:
+    await world.grant_role(build_lease_rules("other"), "other")
+    cluster.losses = {"lr-1": 1.0, "lr-2": 2.0}
+    async with _run(world, cluster), world.run_operator(lease_name="other"):
+        await cluster.create_sweep(TWO)
+        status = await cluster.wait_for_reason("Completed")
+    assert (status["counts"]["complete"], await _list_trials(world)) == (2, ["lr-1", "lr-2"])
+    assert cluster.started == ["lr-1", "lr-2"]
+
+
+async def test_sweep_whose_operator_is_killed_at_every_write_makes_the_same_decisions(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    cluster.losses = {"lr-1": 2.0, "lr-2": 1.0}
+    async with cluster.act():
+        await cluster.create_sweep({**TWO, "halving": {"atSteps": [100]}})
+        kills = await _run_until_completed(world, cluster)
+    status = await cluster.get_status()
+    assert {row["name"]: row.get("cutAtStep") for row in status["trials"]} == {"lr-1": 100, "lr-2": None}
+    assert (status["counts"]["complete"], status["best"]["name"]) == (1, "lr-2")
+    assert kills >= 8
+    assert await _list_trials(world) == ["lr-1", "lr-2"]
+
+
+async def _run_until_completed(world: NamespaceHarness, cluster: TrialCluster) -> int:
+    """Run operators, each of which is killed at its first write about the sweep. Return how many were killed."""
+
+    async def kill_at_write(request: web.Request) -> None:
+        """Runs in the proxy's thread. The write is executed, but the operator does not get the response."""
+        is_trial_write = "/finetunejobs" in request.path and not request.path.endswith("/status")
+        is_write = request.method != "GET" and "dryRun" not in request.query
+        if is_write and (is_trial_write or "/finetunesweeps/" in request.path):
+            world.proxy.kill_at_request = world.proxy.request_count
+
+    world.proxy.interceptor = kill_at_write
+    kills = 0
+    while (await cluster.get_status()).get("reason") != "Completed":
+        async with world.run_operator():
+            while not world.proxy.killed.is_set():
+                if (await cluster.get_status()).get("reason") == "Completed":
+                    return kills
+                await asyncio.sleep(0.02)
+        kills += 1
+        world.proxy.killed.clear()
+        world.proxy.kill_at_request = None
+    return kills
