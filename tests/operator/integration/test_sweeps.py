@@ -292,7 +292,7 @@ async def _run_until_completed(world: NamespaceHarness, cluster: TrialCluster) -
         write = await _describe_write(request)
         if write in KILLING_WRITES - writes:
             writes.add(write)
-            world.proxy.kill_at_request = world.proxy.request_count
+            world.proxy.killed.set()
 
     world.proxy.interceptor = kill_at_write
     while not await _is_completed(cluster):
@@ -300,7 +300,6 @@ async def _run_until_completed(world: NamespaceHarness, cluster: TrialCluster) -
             while not (world.proxy.killed.is_set() or await _is_completed(cluster)):
                 await asyncio.sleep(0.02)
         world.proxy.killed.clear()
-        world.proxy.kill_at_request = None
     return writes
 
 

@@ -107,6 +107,61 @@ def test_halving_decision_is_stored_before_a_trial_is_cancelled() -> None:
     assert {name for name, body in sweep.children.items() if read_child(body).cancel} == {"lr-4", "lr-5", "lr-6"}
 
 
+def test_halving_failed_trial_takes_no_place() -> None:
+    sweep = SimulatedSweep({**SPEC, "maxParallel": 6, "parameters": {"learningRate": {"values": LEARNING_RATES[:4]}}})
+    sweep.reconcile()
+    sweep.reconcile()
+    for name in ("lr-1", "lr-2", "lr-3"):
+        sweep.reach_step(name, 100, LOSS_BY_TRIAL[name])
+    sweep.reconcile()
+    sweep.report("lr-1", "Failed", reason="OOMKilled")
+    sweep.reach_step("lr-4", 100, 4.0)
+    sweep.reconcile()
+    assert [row.name for row in sweep.status.trials if row.cut_at_step] == ["lr-4"]
+    assert (sweep.status.counts.failed, sweep.status.counts.cut) == (1, 1)
+    sweep.report("lr-4", "Failed", reason="Unknown")
+    assert (sweep.reconcile().counts.failed, sweep.status.counts.cut) == (1, 1)
+
+
+def test_halving_trial_that_was_resumed_by_hand_is_stopped_and_takes_a_place() -> None:
+    sweep = SimulatedSweep({**SPEC, "maxParallel": 1})
+    sweep.reconcile()
+    sweep.reconcile()
+    sweep.reach_step("lr-1", 100, 1.0)
+    sweep.children["lr-1"]["spec"]["suspendAtStep"] = None
+    sweep.reconcile()
+    assert (list(sweep.children), sweep.children["lr-1"]["spec"]["suspendAtStep"]) == (["lr-1"], 100)
+    sweep.reconcile()
+    assert list(sweep.children) == ["lr-1", "lr-2"]
+
+
+def test_halving_decision_without_a_cut_is_not_made_again_after_a_failure() -> None:
+    sweep = SimulatedSweep(
+        {**SPEC, "maxParallel": 4, "seeds": 2, "parameters": {"learningRate": {"values": LEARNING_RATES[:2]}}}
+    )
+    sweep.reconcile()
+    sweep.reconcile()
+    sweep.complete("lr-2", 3.0)  # it has fewer steps, so it is not cut
+    sweep.complete("lr-4", 3.0)
+    sweep.reach_step("lr-1", 100, 1.0)
+    sweep.reach_step("lr-3", 100, 4.0)
+    sweep.reconcile()
+    sweep.reach_step("lr-3", 200, 4.0)
+    sweep.reconcile()
+    sweep.report("lr-1", "Failed", reason="OOMKilled")
+    assert sweep.reconcile().counts.cut == 0 or sweep.get_row("lr-3").cut_at_step == 200
+
+
+def test_halving_of_a_cancelled_sweep_cuts_nothing() -> None:
+    sweep = SimulatedSweep({**SPEC, "maxParallel": 6})
+    sweep.reconcile()
+    sweep.reconcile()
+    for name, loss in LOSS_BY_TRIAL.items():
+        sweep.reach_step(name, 100, loss)
+    sweep.edit(cancel=True)
+    assert sweep.reconcile().counts.cut == 0
+
+
 ACTION = st.sampled_from(["reach", "complete", "fail", "delete", "resume", "suspendAll", "resumeAll", "cancelled"])
 
 

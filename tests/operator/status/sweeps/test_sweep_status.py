@@ -94,6 +94,15 @@ def test_sweep_status_failed_counts_trials_until_they_have_ended() -> None:
     assert (ended.counts.failed, ended.counts.finished) == (1, "3/3")
 
 
+def test_sweep_status_failed_cancels_trials_although_more_failures_are_allowed_now() -> None:
+    sweep = _start({"maxFailed": 0})
+    sweep.report("lr-1", "Failed", reason="OOMKilled")
+    sweep.reconcile(writes=1)
+    sweep.edit(max_failed=3)
+    sweep.reconcile()
+    assert {name for name, body in sweep.children.items() if body["spec"]["cancel"]} == {"lr-2", "lr-3"}
+
+
 def test_sweep_status_cancelled_before_the_first_trial_ends_at_once() -> None:
     sweep = SimulatedSweep()
     sweep.edit(cancel=True)
