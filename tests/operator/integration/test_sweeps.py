@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.operator.builders import seconds_ago
+from tests.support.operator.fault_proxy import build_error_response
 from tests.support.operator.namespace_harness import RequestRejected, build_lease_rules
 from tests.support.operator.sweeps import DIGEST
 from tests.support.operator.trial_cluster import REPORT, REPORT_URI, TrialCluster
@@ -67,6 +68,7 @@ async def test_sweep_of_six_with_one_failure_ranks_the_others_and_reports(
     assert "lr-2" in status["conditions"][0]["message"]
     assert status["trials"][2]["reason"] == "DataInvalid"
     assert (cluster.started, cluster.max_active) == (NAMES, 2)
+    assert world.proxy.requests.count(("POST", world.path("finetunejobs"))) == 2 * len(NAMES)  # each is asked for once
     events = {(event["reason"], event["type"]) for event in await world.list_objects("events")}
     assert {("TrialCreated", "Normal"), ("TrialsActive", "Normal"), ("Completed", "Normal")} <= events
 
@@ -184,9 +186,10 @@ async def test_sweep_halving_at_two_steps_cuts_and_continues(world: NamespaceHar
 async def test_sweep_with_a_trial_that_the_api_server_rejects_fails_before_the_first_is_created(
     world: NamespaceHarness, cluster: TrialCluster
 ) -> None:
-    kto = {"template": {"spec": {"training": {"method": "kto"}}}, "parameters": {"batchSize": {"values": [8, 1]}}}
+    template = {"spec": {"training": {"method": "kto"}}}
+    parameters = {"learningRate": None, "batchSize": {"values": [8, 1]}}
     async with _run(world, cluster):
-        await cluster.create_sweep({**kto, "parameters": {"learningRate": None, "batchSize": {"values": [8, 1]}}})
+        await cluster.create_sweep({"template": template, "parameters": parameters})
         status = await cluster.wait_for_reason("TrialRefused")
     message = status["conditions"][0]["message"]
     assert (status["phase"], await _list_trials(world)) == ("Failed", [])
@@ -216,6 +219,34 @@ async def test_sweep_trial_with_the_name_of_another_finetunejob_fails(
         await cluster.create_sweep()
         status = await cluster.wait_for_reason("NameConflict")
     assert (status["phase"], await _list_trials(world)) == ("Failed", ["lr-2"])
+    assert (
+        "Trial lr-2 (learningRate 0.0003, seed 42): There is a FineTuneJob lr-2" in status["conditions"][0]["message"]
+    )
+
+
+async def test_sweep_waits_for_the_end_of_trials_of_a_deleted_sweep(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    owner = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneSweep", "name": "lr", "uid": "of-the-deleted-one"}
+    references = [{**owner, "controller": True}]
+    await world.create_finetunejob("lr-2", spec={"suspend": True}, ownerReferences=references)
+    async with _run(world, cluster):
+        await cluster.create_sweep()
+        status = await cluster.wait_for_reason("NameConflict")
+    assert (status["phase"], status["conditions"][1]["type"]) == ("Pending", "Reconciling")
+
+
+async def test_sweep_refused_by_a_quota_waits(world: NamespaceHarness, cluster: TrialCluster) -> None:
+    async def refuse_trials(request: web.Request) -> web.StreamResponse | None:
+        is_creation = (request.method, request.path.rpartition("/")[2]) == ("POST", "finetunejobs")
+        return build_error_response(403) if is_creation else None
+
+    world.proxy.interceptor = refuse_trials
+    async with _run(world, cluster):
+        await cluster.create_sweep()
+        status = await cluster.wait_for_reason("TrialRefused")
+    assert (status["phase"], await _list_trials(world)) == ("Pending", [])
+    assert "Trial lr-1 (learningRate 0.0001, seed 42): injected" in status["conditions"][0]["message"]
 
 
 async def test_sweep_report_fails_then_succeeds_an_hour_later(world: NamespaceHarness, cluster: TrialCluster) -> None:
