@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.operator.builders import seconds_ago
 from tests.support.operator.namespace_harness import LEASE_NAME, OPERATOR_RULES, build_lease_rules
+from tests.support.operator.trial_cluster import TrialCluster
 
 from finetune_operator.kube.client import WORKLOADS
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-# Admission requires it where a Job names its owner, so no request of the operator shows it.
-CHECKED_BY_ADMISSION = {("update", "finetune.dev", "finetunejobs/finalizers")}
+# Admission requires it where a Job or a FineTuneJob names its owner, so no request of the operator shows it.
+CHECKED_BY_ADMISSION = {
+    ("update", "finetune.dev", f"{plural}/finalizers")
+    for plural in ("finetunejobs", "finetuneschedules", "finetunesweeps")
+}
 # The chart adds this right with `kueue.enabled`.
 KUEUE = {("list", WORKLOADS[0].group, "workloads")}
 
@@ -38,6 +42,7 @@ async def test_rbac_operator_uses_exactly_its_permissions(world: NamespaceHarnes
         await _play_multi_node_run(world)
         await _play_queued_run(world)
         await _play_retry_with_claim(world)
+        await _play_sweep(world)
     assert (
         world.proxy.permissions - KUEUE
         == _flatten_rules([*OPERATOR_RULES, *build_lease_rules(LEASE_NAME)]) - CHECKED_BY_ADMISSION
@@ -70,6 +75,15 @@ async def _play_multi_node_run(world: NamespaceHarness) -> None:
     await world.wait_for_reason("BackoffLimitExceeded", "nodes")
     await world.patch_spec({"ttlSecondsAfterFinished": 0}, "nodes")
     await world.wait_until(lambda: _was_permission_used(world, "delete", "finetunejobs"))
+
+
+async def _play_sweep(world: NamespaceHarness) -> None:
+    """Play a sweep that is suspended after its first trial was created."""
+    cluster = TrialCluster(world)
+    await cluster.create_sweep()
+    await cluster.wait_for_reason("TrialsActive")
+    await cluster.patch_sweep(suspend=True)
+    await world.wait_until(lambda: _was_permission_used(world, "patch", "finetunejobs"))
 
 
 async def _play_queued_run(world: NamespaceHarness) -> None:

@@ -15,7 +15,7 @@ from finetune_operator.observed.objects import get_name, is_controlled_by
 from finetune_operator.resources.trial import build_trial
 from finetune_operator.status.sweeps import trials
 from finetune_operator.status.sweeps.sweep_state import SweepProblem
-from finetune_operator.status.sweeps.trials import ChildState, TrialResult
+from finetune_operator.status.sweeps.trials import ChildState
 from finetune_trainer.contract import Trial
 
 _REASONS = {
@@ -94,7 +94,7 @@ class TrialControl:
         state, result = trials.read_child(child), None
         if state.phase == trials.COMPLETE:
             stored = await self._read_owned(request, row.name)
-            result = trials.read_result(stored, sweep.spec.objective.metric) if stored else TrialResult()
+            result = trials.read_result(stored, sweep.spec.objective.metric) if stored else None
         return trials.update_row(row, state, result)
 
     async def _read_owned(self, request: SweepRequest, name: str) -> Body | None:
