@@ -39,6 +39,8 @@ class Refusal(NamedTuple):
 
     kind: RefusalKind
     message: str
+    status: int | None = None
+    """The HTTP status of the API server, if it has refused the object."""
 
 
 class RunControl:
@@ -97,7 +99,7 @@ class RunControl:
                 return await self._find_existing(child)
             if error.status not in REFUSED_STATUSES:
                 raise
-            return Refusal(RefusalKind.REFUSED, error.message)
+            return Refusal(RefusalKind.REFUSED, error.message, error.status)
 
     async def _find_existing(self, child: Body) -> Body | Refusal:
         meta, owner_uid = child["metadata"], get_controller_ref(child)["uid"]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from finetune_operator.api import Condition, FineTuneJobStatus, ObjectMeta, ObservedProgress
+from finetune_operator.api import FineTuneJobStatus, ObjectMeta, ObservedProgress
 from finetune_operator.observed.job import get_job_finished_at
 from finetune_operator.observed.objects import TERMINAL_CONDITIONS, get_name
 from finetune_operator.observed.pod import find_newest_pod, get_started_at, get_termination, list_rank_zero_pods
 from finetune_operator.observed.state import ObservedState, RunHistory
 from finetune_operator.status import readable, usage
+from finetune_operator.status.conditions import Headline, build_conditions
 from finetune_operator.status.run_state import RunState, StateKind, compute_state
 from finetune_operator.status.stops import find_stop
 from finetune_trainer.contract import Outcome, Progress, Reason, Stage, StepResult
-
-MESSAGE_MAX_LENGTH = 4096
 
 
 def is_terminal(status: FineTuneJobStatus) -> bool:
@@ -35,11 +34,12 @@ def compute_status(
     stop = find_stop(observed.run_policy, previous.model_copy(update={"step_result": step_result}), pods, now)
     state = compute_state(observed, _build_run_history(attempts, observed, progress, step_result, now), stop)
     streak = usage.InterruptionStreak() if state.kind is StateKind.SUSPENDED else attempts.previous_streak
+    headline = Headline(state.kind.value[1], state.reason, state.message, meta.generation)
     status = FineTuneJobStatus(
         observed_generation=meta.generation,
         phase=state.kind.value[0],
         reason=state.reason,
-        conditions=_build_conditions(state, meta, previous, now),
+        conditions=build_conditions(headline, previous.conditions, now),
         attempts=attempts.count,
         last_attempt_time=attempts.last_attempt_time,
         last_attempt_creation_time=attempts.last_attempt_creation_time,
@@ -83,28 +83,6 @@ def _build_run_history(
 def _find_step_result(observed: ObservedState) -> StepResult | None:
     outcome = _find_outcome(observed)
     return outcome.step_result if outcome and outcome.reason is Reason.STEP_REACHED else None
-
-
-def _build_conditions(state: RunState, meta: ObjectMeta, previous: FineTuneJobStatus, now: str) -> list[Condition]:
-    _, expected = state.kind.value
-    headline = next(iter(expected))
-    previous_conditions = {condition.type: condition for condition in previous.conditions}
-    conditions = []
-    for condition_type, is_true in expected.items():
-        status = "True" if is_true else "False"
-        old = previous_conditions.get(condition_type)
-        message = state.message if condition_type is headline else f"See the condition {headline}."
-        conditions.append(
-            Condition(
-                type=condition_type,
-                status=status,
-                observed_generation=meta.generation,
-                last_transition_time=old.last_transition_time if old and old.status == status else now,
-                reason=state.reason,
-                message=message[:MESSAGE_MAX_LENGTH],
-            )
-        )
-    return conditions
 
 
 def _build_outcome_fields(

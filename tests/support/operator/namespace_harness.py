@@ -39,6 +39,7 @@ OPERATOR_RULES = [  # all that the operator may do; the chart's Role is the same
     {"apiGroups": [""], "resources": ["events"], "verbs": ["list", "create"]},
 ]
 LEASE_NAME = "operator"
+API_PATHS = {"jobs": "/apis/batch/v1"}
 
 
 def build_lease_rules(name: str) -> list[Body]:
@@ -73,8 +74,8 @@ class NamespaceHarness:
             return answer
 
     def path(self, plural: str, name: str = "", subresource: str = "") -> str:
-        group_path = "/apis/finetune.dev/v1alpha1" if plural.startswith("finetune") else "/api/v1"
-        api_path = "/apis/batch/v1" if plural == "jobs" else group_path
+        is_own_kind = plural.startswith("finetune")
+        api_path = "/apis/finetune.dev/v1alpha1" if is_own_kind else API_PATHS.get(plural, "/api/v1")
         parts = [f"{api_path}/namespaces/{self.namespace}/{plural}", name, subresource]
         return "/".join(part for part in parts if part)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from finetune_operator.api.sweep import SWEEP_KIND
 from finetune_operator.controller.controller import Controller
 from finetune_operator.controller.finetunesweep.reconciler import SweepReconciler
+from finetune_operator.controller.finetunesweep.report_runner import ReportRunner
+from finetune_operator.controller.finetunesweep.trial_control import TrialControl
 from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.controller.run_control import RunControl
 from finetune_operator.controller.task_runner import TaskRunner
@@ -22,7 +24,7 @@ def build_sweep_controller(client: KubeClient, settings: Settings, profile_store
         reconciler=SweepReconciler(
             cache,
             client,
-            RunControl(client, settings, profile_store),
-            TaskRunner(client, settings, profile_store),
+            TrialControl(cache, RunControl(client, settings, profile_store)),
+            ReportRunner(TaskRunner(client, settings, profile_store), settings),
         ),
     )
