@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from finetune_trainer.contract import BaselineComparison, DatasetReport, Model, Result, Verdicts
 from finetune_trainer.recipe import FIRST_RECIPE
@@ -112,6 +112,16 @@ class AdapterManifest(_LenientModel):
     """Comparison with each of `evaluation.baselines`."""
     versions: dict[str, str]
     files: list[FileRecord]
+
+    @field_validator("verdicts", "baselines", mode="wrap")
+    @classmethod
+    def _ignore_newer_record(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        """Return None for a record that a newer trainer has written in a form that this one cannot read: the result
+        stays readable, and nothing is decided by it."""
+        try:
+            return validate(value)
+        except ValidationError:
+            return None
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: JSON in UTF-8."""
