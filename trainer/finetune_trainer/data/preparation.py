@@ -30,6 +30,7 @@ from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import RowLedger
 from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_counter import RowCounter
+from finetune_trainer.data.row_digests import RowDigests
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowEncoding, RowSchema
 from finetune_trainer.data.row_types import SourceFile, SourceLocation
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
+
+    from finetune_trainer.data.row_digests import DigestTable
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,8 @@ class PreparedData:
     """Texts of the rows of `dataset`, by the same numbers (`row_archive.ArchivedRow`), if `evaluation.task` is set."""
     validation_texts: datasets.Dataset | None = None
     """Texts of the rows of `validation`, by the same numbers, if `evaluation.task` is set."""
+    validation_digests: DigestTable | None = None
+    """Digests of the rows of `validation`, by the same numbers, or None without validation rows."""
 
     @property
     def digest(self) -> str:
@@ -144,7 +149,10 @@ def _prepare_rows(
     validation_index = _build_duplicate_index(config, work_dir, boilerplate, needs_exact=bool(files.validation_sources))
     rejects_duplicates = config.dataset.preparation.deduplicate != "none"
     validation_writer = SplitWriter(
-        context, work_dir / "validation.arrow", DuplicateFilter(validation_index, rejects_duplicates)
+        context,
+        work_dir / "validation.arrow",
+        DuplicateFilter(validation_index, rejects_duplicates),
+        digests=RowDigests(work_dir / "validation.digests"),
     )
     validation_writer.write(context.reader.read(files.validation_sources))
     training_index = _build_duplicate_index(config, work_dir, boilerplate)
@@ -153,6 +161,7 @@ def _prepare_rows(
         work_dir / "dataset.arrow",
         DuplicateFilter(training_index, rejects_duplicates, held_out=validation_index),
         _build_row_groups(config, boilerplate),
+        RowDigests(work_dir / "dataset.digests") if _get_validation_fraction(config) else None,
     )
     training_writer.write(context.reader.read(files.sources))
     _log_unused_columns(context.reader)
@@ -206,6 +215,7 @@ def _split_rows(
         locations=_locate_first_rows(training_writer, held_out_rows),
         texts=texts,
         validation_texts=validation_writer.load_archive() if files.validation_sources else validation_texts,
+        validation_digests=_load_validation_digests(files, training_writer, validation_writer, validation_rows),
     )
 
 
@@ -343,3 +353,15 @@ def _load_validation_dataset(files: DataFiles, validation_writer: SplitWriter) -
             "dataset.validation.sources: all of their rows were rejected; see the rejected rows in the report",
         )
     return validation_writer.load_dataset()
+
+
+def _load_validation_digests(
+    files: DataFiles,
+    training_writer: SplitWriter,
+    validation_writer: SplitWriter,
+    validation_rows: NDArray[np.int64],
+) -> DigestTable | None:
+    """Return the digests of the validation rows. `validation_rows` are those that are held out of the training rows."""
+    if files.validation_sources:
+        return validation_writer.digests.load() if validation_writer.digests else None
+    return training_writer.digests.load()[validation_rows] if training_writer.digests and len(validation_rows) else None

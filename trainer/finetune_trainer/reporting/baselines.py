@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, comparison_direction
-from finetune_trainer.records.evaluation import Comparison, EvaluationReport, Measure
+from finetune_trainer.records.evaluation import BaselineRecord, Comparison, EvaluationReport, Measure
+
+_HELD_OUT = "The validation rows were held out when the baseline was trained, too."
+_MAYBE_TRAINED = (
+    "The validation rows may be among the rows that the baseline, or the adapter that this training started from, was "
+    "trained on, which makes that one look better than it is."
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,18 @@ class BaselineTable:
 
     name: str
     rows: list[BaselineRow]
+    held_out_note: str
+    """Whether the rows were held out when the baseline was trained, as a sentence."""
 
 
 def build_baseline_tables(evaluation: EvaluationReport) -> list[BaselineTable]:
     """Return one table for each baseline, in the order of the config."""
     names = dict.fromkeys(name for measure in evaluation.measures for name in measure.baselines)
-    return [BaselineTable(name, _build_rows(evaluation, name)) for name in names]
+    return [BaselineTable(name, _build_rows(evaluation, name), _describe_rows(evaluation, name)) for name in names]
+
+
+def _describe_rows(evaluation: EvaluationReport, name: str) -> str:
+    return _HELD_OUT if evaluation.baselines.get(name, BaselineRecord()).held_out else _MAYBE_TRAINED
 
 
 def _build_rows(evaluation: EvaluationReport, name: str) -> list[BaselineRow]:
