@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.schedule import SCHEDULE_KIND
 from finetune_operator.controller.controller import Controller
+from finetune_operator.controller.finetuneschedule.gauges import collect_schedule_gauges
 from finetune_operator.controller.finetuneschedule.reconciler import ScheduleReconciler
 from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.controller.run_control import RunControl
@@ -25,4 +26,5 @@ def build_schedule_controller(client: KubeClient, settings: Settings, profile_st
             RunControl(client, settings, profile_store),
             TaskRunner(client, settings, profile_store),
         ),
+        collect_metrics=lambda: collect_schedule_gauges(cache, settings.metrics_max_jobs),
     )

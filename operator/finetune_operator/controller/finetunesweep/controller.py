@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.sweep import SWEEP_KIND
 from finetune_operator.controller.controller import Controller
+from finetune_operator.controller.finetunesweep.gauges import collect_sweep_gauges
 from finetune_operator.controller.finetunesweep.reconciler import SweepReconciler
 from finetune_operator.controller.profile_store import ProfileStore
 from finetune_operator.controller.run_control import RunControl
@@ -25,4 +26,5 @@ def build_sweep_controller(client: KubeClient, settings: Settings, profile_store
             RunControl(client, settings, profile_store),
             TaskRunner(client, settings, profile_store),
         ),
+        collect_metrics=lambda: collect_sweep_gauges(cache, settings.metrics_max_jobs),
     )
