@@ -15,19 +15,21 @@ from tests.support.operator.gitops_tools import GITOPS, HEALTH_SCRIPTS, evaluate
 from finetune_operator.api import API_VERSION
 from finetune_operator.api.schedule import SCHEDULE_KIND
 from finetune_operator.api.sweep import SWEEP_KIND
+from finetune_operator.status.run_state import StateKind
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "gitops.md"
 TRUTHS = ("True", "False", "Unknown", None)
 SCHEDULE_CONDITIONS = ("Stalled", "Reconciling", "Suspended", "UpToDate", "Promoted")
-NO_TRUE_CONDITION = {"Complete": "False", "Failed": "False", "Cancelled": "False", "Running": "False"}
-# Phase of a sweep: its true conditions, and its health in kstatus, Argo CD and Flux.
-SWEEP_STATES = {
-    "Pending": ({"Reconciling": "True"}, ("InProgress", "Progressing", "InProgress")),
-    "Running": ({"Running": "True"}, ("Current", "Progressing", "InProgress")),
-    "Suspended": ({"Suspended": "True"}, ("Current", "Suspended", "Current")),
-    "Complete": ({"Complete": "True"}, ("Current", "Healthy", "Current")),
-    "Failed": ({"Failed": "True", "Stalled": "True"}, ("Failed", "Degraded", "Failed")),
-    "Cancelled": ({"Cancelled": "True"}, ("Current", "Suspended", "Failed")),
+# The health of a sweep in kstatus, Argo CD and Flux. Its conditions have the layout of a FineTuneJob's.
+SWEEP_HEALTH = {
+    StateKind.WAITING: ("InProgress", "Progressing", "InProgress"),
+    StateKind.STARTING: ("Current", "Progressing", "InProgress"),
+    StateKind.RUNNING: ("Current", "Progressing", "InProgress"),
+    StateKind.FINISHING: ("Current", "Progressing", "InProgress"),
+    StateKind.SUSPENDED: ("Current", "Suspended", "Current"),
+    StateKind.CANCELLED: ("Current", "Suspended", "Failed"),
+    StateKind.COMPLETE: ("Current", "Healthy", "Current"),
+    StateKind.FAILED: ("Failed", "Degraded", "Failed"),
 }
 
 
@@ -93,12 +95,12 @@ def test_gitops_health_of_unreconciled_owner_is_progressing(kstatus: ComputeKsta
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("phase", SWEEP_STATES)
-def test_gitops_health_of_sweep_follows_phase(kstatus: ComputeKstatus, phase: str) -> None:
-    conditions, expected = SWEEP_STATES[phase]
-    body = _build_owner(SWEEP_KIND, conditions | {k: v for k, v in NO_TRUE_CONDITION.items() if k not in conditions})
+@pytest.mark.parametrize("kind", StateKind)
+def test_gitops_health_of_sweep_follows_state(kstatus: ComputeKstatus, kind: StateKind) -> None:
+    _, conditions = kind.value
+    body = _build_owner(SWEEP_KIND, {condition: str(is_true) for condition, is_true in conditions.items()})
     (result,) = evaluate_argocd(body)
-    assert (kstatus(body)[0]["status"], result["status"], evaluate_flux(body)) == expected
+    assert (kstatus(body)[0]["status"], result["status"], evaluate_flux(body)) == SWEEP_HEALTH[kind]
     headline = body["status"]["conditions"][0]
     assert result["message"] == f"{headline['reason']}: {headline['message']}"
 
