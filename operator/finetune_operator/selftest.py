@@ -17,7 +17,7 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
 from finetune_operator.api import API_VERSION, KIND, PLURAL
-from finetune_operator.codegen.crd import Schema, build_root_schema
+from finetune_operator.codegen.crd import DEFINITIONS, KindDefinition, Schema, build_root_schema
 
 _SECONDS_BETWEEN_TRIES = 2
 _REQUEST_TIMEOUT = 10
@@ -80,18 +80,24 @@ def _parse_answer(data: bytes) -> Schema:
     return answer
 
 
-def check_crd(server: ApiServer, installation: Installation) -> str:
-    """Check that the CRD is served and has all fields that this version of the operator uses."""
+def check_crds(server: ApiServer, installation: Installation) -> str:
+    """Check that the CRDs are served and have all fields that this version of the operator uses."""
     document = server.call("GET", f"/openapi/v3/apis/{API_VERSION}")
     schemas: dict[str, Schema] = document.get("components", {}).get("schemas", {})
-    served = next((schema for name, schema in schemas.items() if name.endswith(f".{KIND}")), {})
-    own_fields, served_fields = set(iterate_fields(build_root_schema())), set(iterate_fields(served))
+    counts = {definition.kind: _check_fields(definition, schemas) for definition in DEFINITIONS}
+    return f"the CRDs have all fields of this version: {', '.join(f'{kind} {n}' for kind, n in counts.items())}"
+
+
+def _check_fields(definition: KindDefinition, schemas: dict[str, Schema]) -> int:
+    """Return the number of fields of a kind. Raises `CheckFailed` if one is not served."""
+    served = next((schema for name, schema in schemas.items() if name.endswith(f".{definition.kind}")), {})
+    own_fields, served_fields = set(iterate_fields(build_root_schema(definition))), set(iterate_fields(served))
     if missing := sorted(own_fields - served_fields):
         raise CheckFailed(
-            f"the CRD in the cluster is older than the operator: it lacks {missing[0]} (fields: {len(missing)}). "
-            "Set crds.enabled=true, or apply manifests/crd.yaml of this version"
+            f"the CRD of {definition.kind} in the cluster is older than the operator: it lacks {missing[0]} "
+            f"(fields: {len(missing)}). Set crds.enabled=true, or apply manifests/crd.yaml of this version"
         )
-    return f"the CRD has all {len(own_fields)} fields of this version"
+    return len(own_fields)
 
 
 def iterate_fields(schema: Schema, path: str = "") -> Iterator[str]:
@@ -148,7 +154,7 @@ def _create_in_dry_run(server: ApiServer, namespace: str, body: Schema) -> None:
 
 Check = Callable[[ApiServer, Installation], str]
 CHECKS: tuple[Check, ...] = (
-    check_crd,
+    check_crds,
     check_deployment,
     check_leader,
     check_valid_finetunejob,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 from tests.support.chart.deployment_environment import read_environment
 
 from finetune_operator.api import KIND, FineTuneJob, FineTuneJobSpec, OperatorReason
+from finetune_operator.api.schedule import SCHEDULE_KIND, FineTuneScheduleSpec, ScheduleEventReason, ScheduleReason
+from finetune_operator.api.sweep import SWEEP_KIND, FineTuneSweepSpec, SweepEventReason, SweepReason
 from finetune_operator.policy.limits import Bounds
 from finetune_operator.policy.validation import find_violations
 from finetune_operator.settings import Settings
@@ -24,6 +27,7 @@ GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", C
 TENANCY = ROOT / "docs" / "operations" / "multi-tenancy.md"
 TROUBLESHOOTING = ROOT / "docs" / "operations" / "troubleshooting.md"
 OWN_TRACKER = {"tool": "mlflow", "credentialsSecretRef": {"name": "finetune-mlflow"}}
+SPEC_TYPES = {KIND: FineTuneJobSpec, SCHEDULE_KIND: FineTuneScheduleSpec, SWEEP_KIND: FineTuneSweepSpec}
 RETRY_BY_EXIT_CODE = {
     ExitCode.OK: "no",
     ExitCode.PERMANENT: "no",
@@ -55,6 +59,24 @@ def test_troubleshooting_explains_every_operator_reason() -> None:
     assert all(all(cells) for cells in table.values())
 
 
+OWNER_TABLES = {
+    "Reasons of a FineTuneSchedule": [*ScheduleReason, *ScheduleEventReason],
+    "Reasons of a FineTuneSweep": [*SweepReason],
+}
+
+
+@pytest.mark.parametrize(("heading", "reasons"), OWNER_TABLES.items(), ids=OWNER_TABLES)
+def test_troubleshooting_explains_every_reason_of_owners(heading: str, reasons: list[StrEnum]) -> None:
+    table = parse_table(TROUBLESHOOTING.read_text(), heading)
+    assert list(table) == [str(reason) for reason in reasons]
+    assert all(all(cells) for cells in table.values())
+
+
+def test_troubleshooting_names_every_event_of_sweep() -> None:
+    section = TROUBLESHOOTING.read_text().split("\n## Reasons of a FineTuneSweep\n")[1].split("\n## ")[0]
+    assert [reason for reason in SweepEventReason if f"`{reason}`" not in section] == []
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
 def test_guides_relative_links_exist(guide: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", guide.read_text())
@@ -66,8 +88,8 @@ def test_guides_relative_links_exist(guide: Path) -> None:
 def test_guides_manifests_are_valid(guide: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", guide.read_text(), re.DOTALL)
     for document in (manifest for block in blocks for manifest in yaml.safe_load_all(block)):
-        if document.get("kind") == KIND:
-            FineTuneJobSpec.model_validate(document["spec"])
+        if spec_type := SPEC_TYPES.get(document.get("kind")):
+            spec_type.model_validate(document["spec"])
 
 
 # what is added to the quickstart, and the field that is refused

@@ -3,16 +3,16 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.support.chart.deployment_environment import read_environment
-from tests.support.operator.spec_samples import iter_secret_fields
 
-from finetune_operator.codegen.crd import build_root_schema
+from finetune_operator.api import GROUP
+from finetune_operator.codegen.crd import DEFINITIONS, KindDefinition, build_root_schema
 from local_cluster import tools
 
 Manifest = dict[str, Any]
@@ -113,10 +113,58 @@ def test_kustomize_finetunejob_names_and_images_are_replaced(overlay: BuildOverl
     assert spec["compute"]["image"] == "trainer:2"
 
 
-def test_kustomize_every_reference_is_configured() -> None:
-    paths = {
-        path.split("/")[-2]
-        for reference in yaml.safe_load(CONFIGURATION.read_text())["nameReference"]
-        for path in (field["path"] for field in reference["fieldSpecs"])
+REFERENCES = {
+    "tokenSecretRef": "Secret",
+    "credentialsSecretRef": "Secret",
+    "keySecretRef": "Secret",
+    "imagePullSecrets": "Secret",
+    "caConfigMapRef": "ConfigMap",
+    "serviceAccountName": "ServiceAccount",
+    "priorityClassName": "PriorityClass",
+}
+
+
+def _iter_fields(schema: Manifest, path: str) -> Iterator[str]:
+    for name, subschema in schema.get("properties", {}).items():
+        yield f"{path}/{name}"
+        yield from _iter_fields(subschema.get("items", subschema), f"{path}/{name}")
+
+
+def _list_spec_fields(definition: KindDefinition) -> list[tuple[str, str]]:
+    """Return the path and the name of each field of a spec."""
+    paths = list(_iter_fields(build_root_schema(definition)["properties"]["spec"], "spec"))
+    return [(path, path.rpartition("/")[2]) for path in paths]
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: definition.kind)
+def test_kustomize_every_reference_is_configured(definition: KindDefinition) -> None:
+    configuration = yaml.safe_load(CONFIGURATION.read_text())
+    configured = {
+        (field["path"].removesuffix("/name"), reference["kind"])
+        for reference in configuration["nameReference"]
+        for field in reference["fieldSpecs"]
+        if (field["group"], field["kind"]) == (GROUP, definition.kind)
     }
-    assert paths >= {*iter_secret_fields(build_root_schema())}
+    fields = _list_spec_fields(definition)
+    assert configured == {(path, REFERENCES[name]) for path, name in fields if name in REFERENCES}
+    assert {path for path, name in fields if name.endswith(("SecretRef", "ConfigMapRef"))} <= dict(configured).keys()
+    images = {field["path"] for field in configuration["images"] if field["kind"] == definition.kind}
+    assert images == {path for path, name in fields if name == "image"}
+
+
+def test_kustomize_template_of_schedule_names_and_images_are_replaced(overlay: BuildOverlay, tmp_path: Path) -> None:
+    spec = {"template": {"spec": JOB["spec"]}}
+    schedule = {**JOB, "kind": "FineTuneSchedule", "spec": spec}
+    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump(schedule))
+    objects = overlay(
+        {
+            "resources": ["schedule.yaml"],
+            "configurations": ["manifests/gitops/kustomize/finetunejob.yaml"],
+            "secretGenerator": [{"name": "keys", "literals": ["key=value"]}],
+            "images": [{"name": "trainer", "newTag": "2"}],
+        }
+    )
+    names = {manifest["kind"]: manifest["metadata"]["name"] for manifest in objects}
+    template = next(manifest for manifest in objects if manifest["kind"] == "FineTuneSchedule")["spec"]["template"]
+    assert template["spec"]["storage"]["credentialsSecretRef"]["name"] == names["Secret"] != "keys"
+    assert template["spec"]["compute"]["image"] == "trainer:2"

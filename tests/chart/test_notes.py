@@ -34,7 +34,8 @@ def test_notes_default_names_next_steps(notes: Callable[..., str]) -> None:
     assert "helm test tuner --namespace ml" in text
     assert "Alerts are not installed." in text
     assert "WARNING" not in text
-    assert "CRD is not part" not in text
+    assert "not part of this release" not in text
+    assert "FineTuneSchedule (fts)" in text
 
 
 def test_notes_alerts_enabled_names_their_check(notes: Callable[..., str]) -> None:

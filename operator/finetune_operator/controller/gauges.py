@@ -18,10 +18,10 @@ def collect_operator_gauges(
     last_list_time = time.time() - namespaces.compute_silence_seconds()
     for name, help_text, value in (
         ("leader", "1 if this replica is the leader, otherwise 0.", float(is_leader)),
-        ("queue_depth", "FineTuneJobs in the work queue.", queue.get_depth() if queue else 0),
+        ("queue_depth", "Objects of all kinds in the work queue.", queue.get_depth() if queue else 0),
         (
             "queue_longest_wait_seconds",
-            "Age of the oldest queued FineTuneJob.",
+            "Age of the oldest queued object.",
             queue.get_longest_wait() if queue else 0,
         ),
         (

@@ -72,13 +72,13 @@ for _result in ("success", "conflict", "refused", "unanswered", "deposed", "exce
     RECONCILES.labels(_result)  # start at 0, because `increase` ignores the first sample of a series
 RECONCILE_SECONDS = Histogram(
     "finetune_operator_reconcile_duration_seconds",
-    "Seconds to reconcile a FineTuneJob.",
+    "Seconds to reconcile an object.",
     buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )
 WORK_QUEUE_SECONDS = Histogram(
     "finetune_operator_queue_wait_seconds",
-    "Seconds that a FineTuneJob waited in the work queue.",
+    "Seconds that an object waited in the work queue.",
     buckets=_SHORT_BUCKETS,
     registry=REGISTRY,
 )

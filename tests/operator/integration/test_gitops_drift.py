@@ -77,6 +77,11 @@ async def _finish_runs(world: NamespaceHarness) -> None:
     await world.wait_for_reason("DataInvalid", failed)
 
 
+async def _list_applied(world: NamespaceHarness) -> list[Body]:
+    """Return the FineTuneJobs without those of schedules and sweeps."""
+    return [body for body in await world.list_objects("finetunejobs") if "ownerReferences" not in body["metadata"]]
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_kubectl_diff_after_reconcile_finds_no_drift(
     world: NamespaceHarness, kubectl: Kubectl, mode: str
@@ -86,8 +91,8 @@ async def test_kubectl_diff_after_reconcile_finds_no_drift(
     async with world.run_operator():
         await _finish_runs(world)
         assert await kubectl("diff", *MODES[mode]) == (0, "")
-        before = await world.list_objects("finetunejobs")
+        before = await _list_applied(world)
         status, output = await kubectl("apply", *MODES[mode])
     assert status == 0, output
-    assert await world.list_objects("finetunejobs") == before
+    assert await _list_applied(world) == before
     assert {job["metadata"]["generation"] for job in before} == {1}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
+from finetune_operator.api import API_VERSION
+from finetune_operator.api.schedule import SCHEDULE_PLURAL
+from finetune_operator.api.sweep import SWEEP_PLURAL
 from finetune_operator.policy.limits import Bounds
 
 if TYPE_CHECKING:
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
+SAMPLES = Path(__file__).resolve().parents[3] / "manifests" / "samples"
 NOW = "2026-11-23T08:00:05Z"
 RUNNING = {"running": {"startedAt": NOW}}
 COMPLETED_MESSAGE = '{"reason": "Completed", "message": "done"}'
@@ -113,3 +119,19 @@ async def test_kstatus_spec_changed_is_in_progress_until_observed(
         await world.finish_job_deletion()
         await operator.resync()  # the watch of Jobs may begin after that
         assert await stages.wait_for_reason_then_health("Suspended") == "Current"
+
+
+@pytest.mark.parametrize(("plural", "sample"), [(SCHEDULE_PLURAL, "schedule"), (SWEEP_PLURAL, "sweep")])
+async def test_kstatus_new_owner_is_in_progress_until_observed(
+    world: NamespaceHarness, kstatus: ComputeKstatus, plural: str, sample: str
+) -> None:
+    path = f"/apis/{API_VERSION}/namespaces/{world.namespace}/{plural}"
+    created = await world.call("POST", path, yaml.safe_load((SAMPLES / f"{sample}.yaml").read_text()))
+    status_path = f"{path}/{created['metadata']['name']}/status"
+    observed = await world.call("PATCH", status_path, {"status": {"observedGeneration": 1}})
+    edited = await world.call("PATCH", status_path.removesuffix("/status"), {"spec": {"suspend": True}})
+    assert [result["status"] for result in kstatus(created, observed, edited)] == [
+        "InProgress",
+        "Current",
+        "InProgress",
+    ]

@@ -16,7 +16,7 @@ from tests.support.operator import api_server as api
 
 from finetune_operator import selftest
 from finetune_operator.codegen.__main__ import CHART
-from finetune_operator.codegen.crd import build_root_schema
+from finetune_operator.codegen.crd import DEFINITIONS, build_root_schema
 from finetune_operator.selftest import ApiServer, Installation
 from local_cluster import tools
 
@@ -122,17 +122,37 @@ async def test_selftest_no_ready_replica_and_no_leader_fails(
     assert "FAILED: check_leader: no replica holds the Lease finetune-operator" in output
 
 
-async def test_selftest_older_crd_fails(installed: NamespaceHarness, capsys: pytest.CaptureFixture[str]) -> None:
-    old = build_root_schema()
-    del old["properties"]["spec"]["properties"]["cancel"]
-    document = {"components": {"schemas": {"dev.finetune.v1alpha1.FineTuneJob": old}}}
+OLDER_FIELDS = {"FineTuneJob": "cancel", "FineTuneSchedule": "suspend", "FineTuneSweep": "cancel"}
+
+
+@pytest.mark.parametrize(("kind", "field"), OLDER_FIELDS.items())
+async def test_selftest_older_crd_fails(
+    installed: NamespaceHarness, capsys: pytest.CaptureFixture[str], kind: str, field: str
+) -> None:
+    schemas = {definition.kind: build_root_schema(definition) for definition in DEFINITIONS}
+    del schemas[kind]["properties"]["spec"]["properties"][field]
+    document = {"components": {"schemas": {f"dev.finetune.v1alpha1.{name}": old for name, old in schemas.items()}}}
 
     async def answer_with_old_schema(request: web.Request) -> web.StreamResponse | None:
         return web.json_response(document) if request.path.startswith("/openapi/v3/") else None
 
     installed.proxy.interceptor = answer_with_old_schema
     assert not await run_selftest(installed)
-    assert "older than the operator: it lacks spec.cancel (fields: 1). Set" in capsys.readouterr().out
+    expected = f"the CRD of {kind} in the cluster is older than the operator: it lacks spec.{field} (fields: 1). Set"
+    assert expected in capsys.readouterr().out
+
+
+async def test_selftest_crd_without_schedules_fails(
+    installed: NamespaceHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {"components": {"schemas": {"dev.finetune.v1alpha1.FineTuneJob": build_root_schema()}}}
+
+    async def answer_with_one_kind(request: web.Request) -> web.StreamResponse | None:
+        return web.json_response(document) if request.path.startswith("/openapi/v3/") else None
+
+    installed.proxy.interceptor = answer_with_one_kind
+    assert not await run_selftest(installed)
+    assert "the CRD of FineTuneSchedule in the cluster is older" in capsys.readouterr().out
 
 
 ODD_ANSWERS = {

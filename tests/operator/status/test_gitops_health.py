@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import cel
 import pytest
 import yaml
 from tests.operator.conftest import ComputeKstatus
 from tests.support.operator.builders import Body, Builders
+from tests.support.operator.gitops_tools import GITOPS, HEALTH_SCRIPTS, evaluate_argocd, evaluate_flux
 from tests.support.operator.run_state_table import META, NOW, build_state_cases
 
-from finetune_operator.api import API_VERSION, KIND, FineTuneJobStatus
+from finetune_operator.api import FineTuneJobStatus
 from finetune_operator.status.job_status import compute_status
-from local_cluster import tools
 
 ROOT = Path(__file__).resolve().parents[3]
-GITOPS = ROOT / "manifests" / "gitops"
-SCRIPT = GITOPS / "argocd" / "health.lua"
 NOT_YET_OBSERVED = {**Builders.finetunejob(), "status": {"observedGeneration": 0, "conditions": []}}
 
 
@@ -47,26 +42,6 @@ def _build_states() -> list[tuple[str, Body, list[str]]]:
     return states
 
 
-def _evaluate_argocd(*objects: Body) -> list[dict[str, str]]:
-    tools.ensure_built()
-    lines = "\n".join(map(json.dumps, objects))
-    command = [tools.find_program("argocd-health"), SCRIPT]
-    result = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def _evaluate_flux(body: Body) -> str:
-    """Evaluate as https://github.com/fluxcd/pkg/blob/main/runtime/cel/status_evaluator.go does."""
-    (check,) = yaml.safe_load((GITOPS / "flux" / "wait-for-the-end.yaml").read_text())["spec"]["healthCheckExprs"]
-    assert (check["apiVersion"], check["kind"]) == (API_VERSION, KIND)
-    if body["status"].get("observedGeneration") not in (None, body["metadata"]["generation"]):
-        return "InProgress"
-    for field, status in {"inProgress": "InProgress", "failed": "Failed", "current": "Current"}.items():
-        if field in check and cel.evaluate(check[field], body):
-            return status
-    return "InProgress"
-
-
 def test_lifecycle_guide_shows_every_state_once() -> None:
     phases = [case.phase_and_conditions for case in build_state_cases().values()]
     states = {
@@ -85,14 +60,14 @@ def test_kstatus_health_of_each_state_matches_guide(kstatus: ComputeKstatus) -> 
 @pytest.mark.cluster
 def test_argocd_health_of_each_state_matches_guide() -> None:
     states = _build_states()
-    for (name, body, expected), result in zip(states, _evaluate_argocd(*(body for _, body, _ in states)), strict=True):
+    for (name, body, expected), result in zip(states, evaluate_argocd(*(body for _, body, _ in states)), strict=True):
         condition = body["status"]["conditions"][0]
         assert result == {"status": expected[1], "message": f"{condition['reason']}: {condition['message']}"}, name
 
 
 @pytest.mark.parametrize(("name", "body", "expected"), [pytest.param(*state, id=state[0]) for state in _build_states()])
 def test_flux_health_of_each_state_matches_guide(name: str, body: Body, expected: list[str]) -> None:
-    assert _evaluate_flux(body) == expected[2], name
+    assert evaluate_flux(body) == expected[2], name
 
 
 def _bump_generation(body: Body) -> Body:
@@ -106,14 +81,14 @@ def test_gitops_health_unobserved_generation_is_progressing() -> None:
         NOT_YET_OBSERVED,
         *(_bump_generation(body) for _, body, _ in _build_states()),
     ]
-    assert {result["status"] for result in _evaluate_argocd(*bodies)} == {"Progressing"}
-    assert {_evaluate_flux(body) for body in bodies[1:]} == {"InProgress"}
+    assert {result["status"] for result in evaluate_argocd(*bodies)} == {"Progressing"}
+    assert {evaluate_flux(body) for body in bodies[1:]} == {"InProgress"}
 
 
 @pytest.mark.cluster
 def test_argocd_health_without_observed_generation_uses_conditions() -> None:
     conditions: list[dict[str, Any]] = [{"type": "Complete", "status": "True", "reason": "Completed"}]
-    (result,) = _evaluate_argocd({**Builders.finetunejob(), "status": {"conditions": conditions}})
+    (result,) = evaluate_argocd({**Builders.finetunejob(), "status": {"conditions": conditions}})
     assert result == {"status": "Healthy", "message": "Completed: "}
 
 
@@ -121,9 +96,12 @@ def test_argocd_health_without_observed_generation_uses_conditions() -> None:
 def test_gitops_health_false_conditions_are_progressing() -> None:
     conditions = [{"type": kind, "status": "False", "reason": "No"} for kind in ("Complete", "Failed", "Suspended")]
     body = {**Builders.finetunejob(), "status": {"conditions": conditions}}
-    assert (_evaluate_argocd(body)[0]["status"], _evaluate_flux(body)) == ("Progressing", "InProgress")
+    assert (evaluate_argocd(body)[0]["status"], evaluate_flux(body)) == ("Progressing", "InProgress")
 
 
-def test_argocd_config_map_holds_health_script() -> None:
+def test_argocd_config_map_holds_health_scripts() -> None:
     data = yaml.safe_load((GITOPS / "argocd" / "argocd-cm.yaml").read_text())["data"]
-    assert data == {"resource.customizations.health.finetune.dev_FineTuneJob": SCRIPT.read_text()}
+    assert data == {
+        f"resource.customizations.health.finetune.dev_{kind}": script.read_text()
+        for kind, script in HEALTH_SCRIPTS.items()
+    }

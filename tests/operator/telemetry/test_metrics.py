@@ -49,7 +49,9 @@ UNITLESS = {  # counts of things, which have no unit
     "finetune_job_eval_loss", "finetune_job_tokens_per_second", "finetune_running_jobs_omitted",
     "finetune_operator_leader", "finetune_operator_queue_depth", "finetune_operator_stored_objects",
     "finetune_operator_namespace_readable", "finetune_unreadable_objects", "finetune_foreign_jobs",
-    "finetune_profiles_invalid",
+    "finetune_profiles_invalid", "finetune_schedules", "finetune_schedule_champion_metric",
+    "finetune_schedule_runs_since_promotion", "finetune_schedules_omitted", "finetune_sweeps", "finetune_sweep_trials",
+    "finetune_sweeps_omitted",
 }  # fmt: skip
 
 

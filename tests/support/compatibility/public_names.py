@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from tests.support.operator.exposed_metrics import list_metric_families
 
 from finetune_operator.api import ConditionType, EventReason, OperatorReason, Phase
+from finetune_operator.api.schedule import ScheduleConditionType, ScheduleEventReason, ScheduleReason, Trigger
+from finetune_operator.api.sweep import SweepEventReason, SweepReason
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
@@ -28,6 +30,12 @@ def collect_public_names() -> dict[str, dict[str, str]]:
         "phases": _without_details(Phase),
         "reasons of the operator": _without_details(OperatorReason),
         "reasons of other Events": _without_details(EventReason),
+        "conditions of a schedule": _without_details(ScheduleConditionType),
+        "reasons of a schedule": _without_details(ScheduleReason),
+        "reasons of other Events of a schedule": _without_details(ScheduleEventReason),
+        "triggers of a schedule": _without_details(Trigger),
+        "reasons of a sweep": _without_details(SweepReason),
+        "reasons of other Events of a sweep": _without_details(SweepEventReason),
         "reasons of a run": {reason.value: reason.exit_code.name for reason in contract.Reason},
         "exit codes": {exit_code.name: str(exit_code.value) for exit_code in contract.ExitCode},
         "stages": _without_details(contract.Stage),

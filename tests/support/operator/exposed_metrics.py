@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
 from tests.support.operator.builders import build_finetunejob, build_key
+from tests.support.operator.cached_owners import build_schedule, build_sweep, cache_owners
 
+from finetune_operator.api.schedule import SCHEDULE_KIND
+from finetune_operator.api.sweep import SWEEP_KIND
 from finetune_operator.controller.finetunejob.gauges import build_profiles_gauge, collect_job_gauges
+from finetune_operator.controller.finetuneschedule.gauges import collect_schedule_gauges
+from finetune_operator.controller.finetunesweep.gauges import collect_sweep_gauges
 from finetune_operator.controller.gauges import collect_operator_gauges
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
@@ -58,6 +63,19 @@ def _collect_metrics() -> Iterator[Metric]:
     yield from collect_operator_gauges({"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"]))
     yield from collect_job_gauges(cache, 10)
     yield build_profiles_gauge(is_valid=True)
+    yield from _collect_owner_metrics()
+
+
+def _collect_owner_metrics() -> Iterator[Metric]:
+    time = "2026-11-23T08:00:00Z"
+    times = {f"{name}Time": time for name in ("lastSchedule", "nextSchedule", "lastSuccessful")}
+    schedule = build_schedule(
+        spec={"promotion": {"rules": [{"metric": "accuracy"}]}},
+        status={**times, "champion": {"promotedTime": time, "metrics": {"accuracy": 0.9}}},
+    )
+    sweep = build_sweep(spec={"budget": {"gpuSeconds": 100}}, status={"gpuSeconds": 90})
+    yield from collect_schedule_gauges(cache_owners(SCHEDULE_KIND, schedule), 10)
+    yield from collect_sweep_gauges(cache_owners(SWEEP_KIND, sweep), 10)
 
 
 def _label_names(family: Metric) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.sweep import SWEEP_KIND
 from finetune_operator.controller.controller import Controller
+from finetune_operator.controller.finetunesweep.gauges import collect_sweep_gauges
 from finetune_operator.controller.finetunesweep.reconciler import SweepReconciler
 from finetune_operator.controller.finetunesweep.report_runner import ReportRunner
 from finetune_operator.controller.finetunesweep.trial_control import TrialControl
@@ -27,4 +28,5 @@ def build_sweep_controller(client: KubeClient, settings: Settings, profile_store
             TrialControl(cache, RunControl(client, settings, profile_store)),
             ReportRunner(TaskRunner(client, settings, profile_store), settings),
         ),
+        collect_metrics=lambda: collect_sweep_gauges(cache, settings.metrics_max_jobs),
     )
