@@ -10,6 +10,10 @@ from pydantic import Field
 
 from finetune_trainer.contract import Model, Task
 
+EVALUATION_NAME = "evaluation.json"
+ROW_SCORES_NAME = "evaluation.jsonl"
+"""Name of the file with one line per evaluated validation row: a record of `RowScores`."""
+
 
 class Estimate(Model):
     """A number measured on a sample of rows, with its 95 % confidence interval. If there are too few rows, there is no
