@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     RowValues = NDArray[Any]
 
 
-def measure_share(
-    name: str, base: Sequence[bool], tuned: Sequence[bool], confidence: float = CONFIDENCE
-) -> Measure:
+def measure_share(name: str, base: Sequence[bool], tuned: Sequence[bool], confidence: float = CONFIDENCE) -> Measure:
     """Return the fraction of rows that are correct for each model. `confidence` is that of the change's interval."""
     return Measure(
         name=name,

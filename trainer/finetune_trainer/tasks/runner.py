@@ -15,13 +15,16 @@ from finetune_trainer.contract import (
     CleanTask,
     Outcome,
     Reason,
+    ScheduleReportTask,
+    SweepReportTask,
     TaskConfig,
     TaskOutcome,
 )
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import pluralize
 from finetune_trainer.storage import S3, Location
 from finetune_trainer.storage.aged_objects import read_store_time
-from finetune_trainer.tasks import clean
+from finetune_trainer.tasks import clean, schedule_report, sweep_report
 
 
 def run_task() -> TaskOutcome:
@@ -30,6 +33,10 @@ def run_task() -> TaskOutcome:
     s3 = S3(config.storage)
     if config.clean:
         return _clean(s3, config.clean)
+    if config.schedule_report:
+        return _report_schedule(s3, config.schedule_report)
+    if config.sweep_report:
+        return _report_sweep(s3, config.sweep_report)
     raise TrainerError(Reason.CONFIG_INVALID, f"{TASK_CONFIG_ENV}: this version does not know the task")
 
 
@@ -41,6 +48,18 @@ def _clean(s3: S3, task: CleanTask) -> TaskOutcome:
     report = clean.clean_output(s3, output, task.min_age_seconds)
     message = f"deleted {clean.format_report(report)} at {output}"
     return TaskOutcome(reason=Reason.COMPLETED, message=message, clean=report)
+
+
+def _report_schedule(s3: S3, task: ScheduleReportTask) -> TaskOutcome:
+    message = f"wrote the report of {pluralize(len(task.rows), 'run')}"
+    report = schedule_report.write_report(s3, task)
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, schedule_report=report)
+
+
+def _report_sweep(s3: S3, task: SweepReportTask) -> TaskOutcome:
+    message = f"wrote the report of {pluralize(len(task.trials), 'trial')}"
+    report = sweep_report.write_report(s3, task)
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, sweep_report=report)
 
 
 def write_outcome(outcome: TaskOutcome) -> None:
