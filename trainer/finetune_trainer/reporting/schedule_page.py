@@ -12,6 +12,9 @@ from finetune_trainer.reporting.environment import create_environment
 from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.reporting.links import link_run_report
 from finetune_trainer.storage import Location
+from finetune_trainer.text import to_one_line
+
+_MAX_NAME_CHARS = 64
 
 
 @dataclass(frozen=True)
@@ -51,4 +54,5 @@ def _build_chart(metric: str, rows: list[RunHistoryRow]) -> charts.LineChart | N
     measured = [row for row in reversed(rows) if metric in row.metrics]
     champions = [index for index, row in enumerate(measured) if row.is_champion]
     values = [row.metrics[metric] for row in measured]
-    return charts.build_history_chart(display_name(metric), values, champions[-1] if champions else None)
+    name = to_one_line(display_name(metric), _MAX_NAME_CHARS)
+    return charts.build_history_chart(name, values, champions[-1] if champions else None)
