@@ -147,7 +147,7 @@ def _measure_macro_f1(_: str, pairs: Sequence[RowPair], confidence: float) -> Me
     answered = _select_rows(pairs, "accuracy")
     references = [pair.tuned.reference for pair in answered]
     baseline, tuned = ([row.answer for row in rows] for rows in zip(*answered, strict=True))
-    measures, _ = measure_classification(references, baseline, tuned, confidence)
+    measures = measure_classification(references, baseline, tuned, confidence)[0]
     return next(measure for measure in measures if measure.name == "macroF1")
 
 
