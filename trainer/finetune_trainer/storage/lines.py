@@ -37,4 +37,7 @@ def _parse_lines(bucket: Bucket, key: str, parse: Callable[[bytes], _T]) -> list
         if error.response["Error"].get("Code") in MISSING_CODES:
             return None
         raise
-    return [parse(line) for line in body.iter_lines(_CHUNK_BYTES) if line]
+    try:
+        return [parse(line) for line in body.iter_lines(_CHUNK_BYTES) if line]
+    except boto.IncompleteReadError as error:  # botocore checks the length itself, with an error of its own
+        raise boto.ResponseStreamingError(error=error) from error
