@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean, stdev
 
 from finetune_trainer.contract import SweepReport, SweepReportTask, TrialRow
-from finetune_trainer.records.evaluation import Estimate
+from finetune_trainer.records.evaluation import EVALUATION_NAME, Estimate
 from finetune_trainer.records.manifest import REPORT_NAME
 from finetune_trainer.records.sweep import (
     BEST_NAME,
@@ -24,6 +25,8 @@ _MAX_READERS = 8
 _MAX_TEST_METRICS = 8
 _MAX_NAME_CHARS = 64
 _TEST_PREFIX = "test"
+_VALUE_TOLERANCE = 1e-6
+"""Relative tolerance within which two values are those of one run. The status may have rounded its own."""
 
 
 def write_report(s3: S3, task: SweepReportTask) -> SweepReport:
@@ -112,10 +115,14 @@ def _read_interval(s3: S3, metric: str, result: ConfigurationResult) -> Estimate
     """Return the estimate of the only complete trial, None without one, or why it cannot be read."""
     if result.value is None or result.deviation is not None:
         return None
+    trial = get_first_complete(result)
     try:
-        return read_estimate(s3, get_first_complete(result), metric)
+        estimate = read_estimate(s3, trial, metric)
     except NotReadable as error:
         return str(error)
+    if estimate and not math.isclose(estimate.value, result.value, rel_tol=_VALUE_TOLERANCE):
+        return f"{trial.adapter_uri}/{EVALUATION_NAME} is no longer that of {trial.name}"
+    return estimate
 
 
 def _select_test_metrics(metrics: dict[str, float]) -> dict[str, float]:
