@@ -267,7 +267,9 @@ def test_write_report_seeds_show_their_spread(s3: S3Server, store: S3, output: s
     assert "seed 43 of the first and seed 42 of the second" in report.message
     best = read_json(s3, output, "best.json")
     assert (best["run"], best["value"]) == ("lr-3", pytest.approx(1.21))
-    (first, _) = read_json(s3, output, "sweep.json")["configurations"]
+    sweep = read_json(s3, output, "sweep.json")
+    assert sweep["problems"] == []
+    (first, _) = sweep["configurations"]
     assert first.keys().isdisjoint({"low", "high"}), "the interval is that of one seed"
     text = visible_text(read_page(s3, output))
     assert "1.210 ± 0.014" in text
