@@ -14,7 +14,7 @@ from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
 from finetune_trainer.publishing import merged_output, output_lock, publish, signing, uploads
 from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
-from finetune_trainer.records import findings, manifest
+from finetune_trainer.records import findings, manifest, sweep
 from finetune_trainer.reporting import writer
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.prometheus import render_metrics
@@ -56,6 +56,9 @@ def collect_public_names() -> dict[str, dict[str, str]]:
             )
         ),
         "keys in S3 below output.uri": _without_details(sorted(_output_keys())),
+        "keys in S3 below output.uri of a sweep": _without_details(
+            [sweep.BEST_NAME, manifest.REPORT_NAME, sweep.SWEEP_NAME]
+        ),
     }
 
 

@@ -78,3 +78,19 @@ def test_whisker_improvement_is_on_the_right(change: Estimate, higher: bool, lie
 def test_whisker_without_interval_is_none() -> None:
     assert charts.build_whisker(Estimate(value=1, samples=2), True) is None
     assert charts.build_whisker(None, True) is None
+
+
+def test_scatter_chart_line_joins_the_best_value_of_each_parameter() -> None:
+    chart = charts.build_scatter_chart("evalLoss", [(1e-3, 1.0), (1e-4, 1.5), (1e-3, 2.0), (1e-4, 1.8)])
+    assert chart
+    assert chart.best.points == [(0.0, 50.0), (100.0, 100.0)]
+    assert chart.dots == [(100.0, 100.0), (0.0, 50.0), (100.0, 0.0), (0.0, 20.0)]
+    assert [(tick.position, tick.label) for tick in chart.x] == [(0.0, "0.0001"), (100.0, "0.001")]
+
+
+def test_history_chart_goes_from_the_oldest_to_the_newest() -> None:
+    chart = charts.build_history_chart("Accuracy", [0.5, 1.0, 0.75], 1)
+    assert chart
+    assert chart.series[0].points == [(0.0, 100.0), (50.0, 0.0), (100.0, 50.0)]
+    assert [(mark.position, mark.label) for mark in chart.marks] == [(50.0, "champion")]
+    assert charts.build_history_chart("Accuracy", [0.5], None) is None

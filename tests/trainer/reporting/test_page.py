@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 import pytest
 from lxml import html
 from tests.support.trainer import hostile_texts, run_records
+from tests.support.trainer.page_checks import (
+    check_accessible,
+    check_hostile_page,
+    check_loads_and_runs_nothing,
+    parse_page,
+    visible_text,
+)
 
 from finetune_trainer.contract import Task
 from finetune_trainer.evaluation.forgetting import judge_forgetting
@@ -29,31 +33,7 @@ from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 
 SECTIONS = ["recommendations", "comparison", "checks", "data", "samples", "curves", "settings"]
-DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 LINKED_FILES = {"run.log", "evaluation.json", "evaluation.jsonl"}
-LOADING_TAGS = {
-    "script",
-    "link",
-    "img",
-    "image",
-    "iframe",
-    "frame",
-    "object",
-    "embed",
-    "audio",
-    "video",
-    "use",
-    "base",
-    "form",
-}
-
-
-def parse_page(text: str) -> html.HtmlElement:
-    return html.document_fromstring(text)
-
-
-def visible_text(element: html.HtmlElement) -> str:
-    return re.sub(r"\s+([.,:;)])", r"\1", " ".join(" ".join(element.itertext()).split()))
 
 
 @pytest.fixture(scope="module")
@@ -201,34 +181,11 @@ def test_page_unaccounted_rows_are_shown() -> None:
 
 
 def test_page_loads_and_runs_nothing(full: html.HtmlElement) -> None:
-    assert not LOADING_TAGS & {element.tag for element in full.iter()}
-    for element in full.iter():
-        assert not [name for name in element.attrib if name.startswith("on")]
-        for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
-            target = element.get(name, "#")
-            assert target.startswith("#") or target in LINKED_FILES
-    (style,) = full.iter("style")
-    assert not re.search(r"url\(|@import|expression", style.text)
-    (policy,) = full.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    check_loads_and_runs_nothing(full, LINKED_FILES)
 
 
 def test_page_is_accessible_to_screen_readers(full: html.HtmlElement) -> None:
-    for picture in full.xpath("//svg[not(ancestor::svg)]"):
-        if picture.get("aria-hidden") != "true":
-            named = picture.get("aria-labelledby").split()
-            assert picture.get("role") == "img"
-            assert [full.get_element_by_id(name).tag for name in named] == ["title", "desc"]
-    assert all(visible_text(table.find("caption")) for table in full.iter("table"))
-    levels = [int(element.tag[1]) for element in full.iter("h1", "h2", "h3", "h4")]
-    assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert levels.count(1) == 1
-    identifiers = Counter(full.xpath("//@id"))
-    assert set(identifiers.values()) == {1}
-
-
-def count_elements(document: html.HtmlElement) -> Counter[tuple[object, ...]]:
-    return Counter((element.tag, *sorted(element.attrib)) for element in document.iter())
+    check_accessible(full)
 
 
 @pytest.mark.parametrize("text", hostile_texts.HOSTILE_TEXTS.values(), ids=hostile_texts.HOSTILE_TEXTS)
@@ -236,14 +193,11 @@ def test_page_hostile_text_keeps_structure(text: str) -> None:
     written = render_page(
         hostile_texts.hostile_manifest(text), hostile_texts.hostile_evaluation(text), run_records.ADAPTER_FACTS
     )
-    written.encode()
     assert len(written) < 200_000
-    assert not DIRECTION_MARKS.search(written)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
     plain = render_page(
         hostile_texts.hostile_manifest("x"), hostile_texts.hostile_evaluation("x"), run_records.ADAPTER_FACTS
     )
-    assert count_elements(parse_page(written)) == count_elements(parse_page(plain))
+    check_hostile_page(written, plain)
 
 
 EXPECTED_DISPLAY = {

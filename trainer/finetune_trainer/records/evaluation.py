@@ -10,6 +10,9 @@ from pydantic import Field
 
 from finetune_trainer.contract import Model, Task
 
+EVALUATION_NAME = "evaluation.json"
+"""Name of the file with the `EvaluationReport` of a run."""
+
 
 class Estimate(Model):
     """A number measured on a sample of rows, with its 95 % confidence interval. If there are too few rows, there is no

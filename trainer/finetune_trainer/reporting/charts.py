@@ -135,11 +135,9 @@ def build_loss_chart(evaluation: EvaluationReport) -> LineChart | None:
         for value in x_ticks
         if value <= last_step and value == int(value)
     ]
-    y = [
-        Tick(100 - _to_percent(value, y_ticks[0], y_ticks[-1]), label)
-        for value, label in zip(y_ticks, _format_labels(y_ticks), strict=True)
-    ]
-    return LineChart(series, x, y, _build_marks(evaluation, last_step), _describe_losses(curves))
+    return LineChart(
+        series, x, _build_value_axis(y_ticks), _build_marks(evaluation, last_step), _describe_losses(curves)
+    )
 
 
 def _to_percent(value: float, low: float, high: float) -> float:
@@ -184,11 +182,7 @@ def build_length_histogram(bars: Sequence[LengthBin]) -> Histogram | None:
     label_stride = math.ceil(len(bars) / _MAX_LABELS)
     edges = [bar.start for bar in bars] + [bars[-1].end]
     x = [Tick(round(index * width, 2), f"{edges[index]:,}") for index in range(0, len(edges), label_stride)]
-    y = [
-        Tick(100 - _to_percent(value, 0, y_ticks[-1]), label)
-        for value, label in zip(y_ticks, _format_labels(y_ticks), strict=True)
-    ]
-    return Histogram(columns, x, y, _describe_lengths(bars))
+    return Histogram(columns, x, _build_value_axis(y_ticks), _describe_lengths(bars))
 
 
 def _describe_lengths(bars: Sequence[LengthBin]) -> str:
@@ -214,3 +208,72 @@ def build_whisker(change: Estimate | None, higher_is_better: bool) -> Whisker | 
     reach = 1.15 * max(abs(change.low), abs(change.high), abs(change.value)) or 1
     low, middle, high = (50 + sign * 50 * value / reach for value in (change.low, change.value, change.high))
     return Whisker(round(min(low, high), 2), round(middle, 2), round(max(low, high), 2))
+
+
+@dataclass(frozen=True)
+class ScatterChart:
+    """Values over a parameter. Points are (x, y) in percent; y is measured from the top."""
+
+    dots: list[tuple[float, float]]
+    best: LineSeries
+    """The best value for each value of the parameter."""
+    x: list[Tick]
+    y: list[Tick]
+    description: str
+
+
+def build_history_chart(name: str, values: Sequence[float], champion: int | None) -> LineChart | None:
+    """Build the chart of a metric over versions, the oldest first, or return None for fewer than two.
+
+    `champion` is the index of the version to mark.
+    """
+    if len(values) < 2:
+        return None
+    last = len(values) - 1
+    y_values = compute_ticks(min(values), max(values))
+    points = [
+        (_to_percent(index, 0, last), 100 - _to_percent(value, y_values[0], y_values[-1]))
+        for index, value in enumerate(values)
+    ]
+    marks = [] if champion is None else [StepMark(_to_percent(champion, 0, last), "champion", "best")]
+    description = (
+        f"{name} goes from {format_number(values[0])} in the oldest of {len(values)} versions to "
+        f"{format_number(values[-1])} in the newest."
+    )
+    x = [Tick(0, "oldest"), Tick(100, "newest")]
+    return LineChart([LineSeries("validation", points)], x, _build_value_axis(y_values), marks, description)
+
+
+def build_scatter_chart(name: str, values: Sequence[tuple[float, float]]) -> ScatterChart | None:
+    """Build the chart of values over positive values of a parameter on a logarithmic axis, the best value first.
+
+    Returns None if the parameter has fewer than two values.
+    """
+    best_values: dict[float, float] = {}
+    for parameter, value in values:
+        best_values.setdefault(parameter, value)
+    if len(best_values) < 2:
+        return None
+    low, high = math.log(min(best_values)), math.log(max(best_values))
+    y_values = compute_ticks(min(value for _, value in values), max(value for _, value in values))
+
+    def place(parameter: float, value: float) -> tuple[float, float]:
+        return _to_percent(math.log(parameter), low, high), 100 - _to_percent(value, y_values[0], y_values[-1])
+
+    parameters = sorted(best_values)
+    shown = parameters if len(parameters) <= _MAX_LABELS else [parameters[0], parameters[-1]]
+    best = LineSeries("best", [place(parameter, best_values[parameter]) for parameter in parameters])
+    x = [Tick(_to_percent(math.log(parameter), low, high), f"{parameter:g}") for parameter in shown]
+    parameter, value = values[0]
+    description = (
+        f"The best of {pluralize(len(values), 'value')} of {name}, {format_number(value)}, is at {parameter:g}."
+    )
+    return ScatterChart([place(*each) for each in values], best, x, _build_value_axis(y_values), description)
+
+
+def _build_value_axis(values: Sequence[float]) -> list[Tick]:
+    labels = _format_labels(values)
+    return [
+        Tick(100 - _to_percent(value, values[0], values[-1]), label)
+        for value, label in zip(values, labels, strict=True)
+    ]

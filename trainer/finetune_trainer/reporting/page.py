@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from io import StringIO
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from finetune_trainer import formatting, text
 from finetune_trainer.evaluation.decisions import change_direction
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport, Sample
@@ -18,13 +15,7 @@ from finetune_trainer.reporting import charts, data_table, verdicts
 from finetune_trainer.reporting.adapter_info import get_run_name, list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
 from finetune_trainer.reporting.baselines import build_baseline_tables
-from finetune_trainer.reporting.formatting import (
-    display_name,
-    format_energy,
-    format_estimate,
-    format_interval,
-    format_p_value,
-)
+from finetune_trainer.reporting.environment import create_environment
 
 MAX_SHOWN = 20
 """Maximum number of samples and of examples of rejected rows. `evaluation.json` has all of them."""
@@ -46,7 +37,7 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
         **_chart_context(manifest, evaluation),
         **_settings_context(manifest, adapter_info),
     }
-    return _create_environment().get_template("page.html.j2").render(context)
+    return create_environment().get_template("page.html.j2").render(context)
 
 
 def _list_files(evaluation: EvaluationReport) -> list[tuple[str, str]]:
@@ -103,31 +94,3 @@ def _format_yaml(config: dict[str, Any]) -> str:
     writer.width = 100
     writer.dump(config, buffer)
     return buffer.getvalue()
-
-
-@cache
-def _create_environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("finetune_trainer.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "estimate": format_estimate,
-        "energy": format_energy,
-        "interval": format_interval,
-        "measure_name": display_name,
-        "number": formatting.format_number,
-        "one_line": text.to_one_line,
-        "p_value": format_p_value,
-        "plural": formatting.pluralize,
-        "part": lambda count, row: round(count / (sum(row) or 1), 2),
-        "share": formatting.format_share,
-        "shown": text.shorten,
-        "signed": formatting.format_signed,
-        "size": formatting.format_bytes,
-        "visible": text.escape_invisible,
-    }
-    return environment

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
 from finetune_trainer.records.adapter import AdapterInfo
-from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.records.evaluation import EVALUATION_NAME, EvaluationReport
 from finetune_trainer.records.manifest import REPORT_NAME, ROW_SCORES_NAME, AdapterManifest, FileRecord
 from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
@@ -21,7 +21,6 @@ from finetune_trainer.reporting.provenance import Builder, build_statement
 log = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
-EVALUATION_NAME = "evaluation.json"
 PROVENANCE_NAME = "provenance.json"
 _RENDER_ERRORS = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
 """Errors of rendering. They must not fail a finished training, which is then published without that document."""

@@ -58,7 +58,11 @@ def _get_object(bucket: Bucket, key: str) -> ObjectWithETag | None:
         if error.response["Error"].get("Code") in MISSING_CODES:
             return None
         raise
-    return ObjectWithETag(response["Body"].read(_MAX_READ_BYTES), response.get("ETag", ""))
+    content = response["Body"].read(_MAX_READ_BYTES)
+    expected = min(response["ContentLength"], _MAX_READ_BYTES)
+    if len(content) < expected:  # neither botocore nor urllib3 notices the end of the connection here
+        raise boto.ResponseStreamingError(error=f"{len(content)} of {expected} bytes received")
+    return ObjectWithETag(content, response.get("ETag", ""))
 
 
 def create_object(s3: S3, location: Location, content: bytes) -> str | None:

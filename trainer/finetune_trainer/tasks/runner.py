@@ -17,13 +17,16 @@ from finetune_trainer.contract import (
     Outcome,
     PromoteTask,
     Reason,
+    ScheduleReportTask,
+    SweepReportTask,
     TaskConfig,
     TaskOutcome,
 )
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.formatting import pluralize
 from finetune_trainer.storage import S3, Location
 from finetune_trainer.storage.aged_objects import read_store_time
-from finetune_trainer.tasks import check_inputs, clean, promote
+from finetune_trainer.tasks import check_inputs, clean, promote, schedule_report, sweep_report
 
 
 def run_task() -> TaskOutcome:
@@ -36,6 +39,10 @@ def run_task() -> TaskOutcome:
         return _check_inputs(s3, config.check_inputs)
     if config.promote:
         return _promote(s3, config.promote)
+    if config.schedule_report:
+        return _report_schedule(s3, config.schedule_report)
+    if config.sweep_report:
+        return _report_sweep(s3, config.sweep_report)
     raise TrainerError(Reason.CONFIG_INVALID, f"{TASK_CONFIG_ENV}: this version does not know the task")
 
 
@@ -58,6 +65,18 @@ def _promote(s3: S3, task: PromoteTask) -> TaskOutcome:
     report = promote.promote(s3, task)
     message = f"{task.alias_uri} names {task.champion.run}"
     return TaskOutcome(reason=Reason.COMPLETED, message=message, promote=report)
+
+
+def _report_schedule(s3: S3, task: ScheduleReportTask) -> TaskOutcome:
+    message = f"wrote the report of {pluralize(len(task.rows), 'run')}"
+    report = schedule_report.write_report(s3, task)
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, schedule_report=report)
+
+
+def _report_sweep(s3: S3, task: SweepReportTask) -> TaskOutcome:
+    message = f"wrote the report of {pluralize(len(task.trials), 'trial')}"
+    report = sweep_report.write_report(s3, task)
+    return TaskOutcome(reason=Reason.COMPLETED, message=message, sweep_report=report)
 
 
 def write_outcome(outcome: TaskOutcome) -> None:

@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from finetune_operator.api.sweep import Halving, TrialStatus
+from finetune_operator.api.sweep import TrialStatus
 from finetune_operator.status.sweeps.trials import COMPLETE, is_cut, is_ended
+from finetune_trainer.contract import Halving
 
 _DIGITS = 9  # so that 0.28 * 25 is 7
 
