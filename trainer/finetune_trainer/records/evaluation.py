@@ -11,8 +11,6 @@ from pydantic import Field
 from finetune_trainer.contract import Model, Task
 
 EVALUATION_NAME = "evaluation.json"
-ROW_SCORES_NAME = "evaluation.jsonl"
-"""Name of the file with one line per evaluated validation row: a record of `RowScores`."""
 
 
 class Estimate(Model):

@@ -21,6 +21,8 @@ MANIFEST_NAME = "manifest.json"
 MERGED_PREFIX = "merged/"
 """Folder of the merged model, relative to the adapter's."""
 REPORT_NAME = "report.html"
+ROW_SCORES_NAME = "evaluation.jsonl"
+"""Name of the file with one line per validation row: a record of `RowScores`."""
 _RECORDED_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
 

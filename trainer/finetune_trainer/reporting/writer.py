@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
 from finetune_trainer.records.adapter import AdapterInfo
-from finetune_trainer.records.evaluation import EVALUATION_NAME, ROW_SCORES_NAME, EvaluationReport
-from finetune_trainer.records.manifest import REPORT_NAME, AdapterManifest, FileRecord
+from finetune_trainer.records.evaluation import EVALUATION_NAME, EvaluationReport
+from finetune_trainer.records.manifest import REPORT_NAME, ROW_SCORES_NAME, AdapterManifest, FileRecord
 from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 from finetune_trainer.reporting.provenance import Builder, build_statement

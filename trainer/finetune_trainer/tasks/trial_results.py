@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from finetune_trainer.contract import Model, Reason, TrialRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.paired_results import EvaluatedRow, parse_row
-from finetune_trainer.records.evaluation import EVALUATION_NAME, ROW_SCORES_NAME, Estimate
-from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, compute_digest
+from finetune_trainer.records.evaluation import EVALUATION_NAME, Estimate
+from finetune_trainer.records.manifest import MANIFEST_NAME, ROW_SCORES_NAME, AdapterManifest, compute_digest
 from finetune_trainer.storage import S3, Location, read_object
 from finetune_trainer.storage.lines import parse_lines
 
