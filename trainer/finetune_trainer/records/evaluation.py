@@ -11,7 +11,6 @@ from pydantic import Field
 from finetune_trainer.contract import Model, Task
 
 EVALUATION_NAME = "evaluation.json"
-"""Name of the file with the `EvaluationReport` of a run."""
 
 
 class Estimate(Model):
