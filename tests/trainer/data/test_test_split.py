@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ VALIDATION = [prompt_completion(f"Validation question {number}?", f"Answer {numb
 TRAINING = [prompt_completion(f"Question {number}?", f"Answer {number}") for number in range(20)]
 
 
-def decode_prompts(rows: Any) -> list[str]:
+def decode_prompts(rows: Iterable[Any]) -> list[str]:
     return [tokenizer().decode(row["input_ids"]) for row in rows]
 
 
@@ -62,7 +63,7 @@ def test_prepare_test_rows_are_cleaned_and_not_augmented(tmp_path: Path) -> None
     prepared = prepare_rows(tmp_path, TRAINING, settings, test_rows=rows)
     assert count_rows(prepared) == (20, 0, 1, {})
     assert prepared.report.augmented == 0
-    assert ["She is a friend." in text for text in decode_prompts(prepared.test)] == [True]
+    assert ["She is a friend." in text for text in decode_prompts(prepared.test or [])] == [True]
 
 
 def test_prepare_same_rows_for_training_and_test_names_the_leak(tmp_path: Path) -> None:
