@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, comparison_direction
@@ -34,13 +35,18 @@ class BaselineTable:
 
 def build_baseline_tables(evaluation: EvaluationReport) -> list[BaselineTable]:
     """Return one table for each baseline, in the order of the config."""
-    names = dict.fromkeys(name for measure in evaluation.measures for name in measure.baselines)
-    return [BaselineTable(name, _build_rows(evaluation, name)) for name in names]
+    return build_tables(evaluation.measures)
 
 
-def _build_rows(evaluation: EvaluationReport, name: str) -> list[BaselineRow]:
+def build_tables(measures: Sequence[Measure]) -> list[BaselineTable]:
+    """Return one table for each baseline that the measures are compared with."""
+    names = dict.fromkeys(name for measure in measures for name in measure.baselines)
+    return [BaselineTable(name, _build_rows(measures, name)) for name in names]
+
+
+def _build_rows(measures: Sequence[Measure], name: str) -> list[BaselineRow]:
     return [
         BaselineRow(measure, comparison, comparison_direction(comparison, higher_is_better=measure.higher_is_better))
-        for measure in evaluation.measures
+        for measure in measures
         if (comparison := measure.baselines.get(name))
     ]
