@@ -42,7 +42,11 @@ def test_requirements_measurable_evaluation_is_accepted(
 
 
 REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
-    "BLEU of words": (WORDS, BLEU, "evaluation.gate names bleu, which cannot be measured: no reference answer has 4 words"),
+    "BLEU of words": (
+        WORDS,
+        BLEU,
+        "evaluation.gate names bleu, which cannot be measured: no reference answer has",
+    ),
     "flags without bias": (
         WORDS,
         {"gate": [FLAGS]},
