@@ -142,6 +142,10 @@ RUN_RULES = (
         "a model at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
     ),
     (
+        "!has(self.evaluation.test) || self.evaluation.test.sources.all(each, !each.uri.startsWith('file://'))",
+        "evaluation.test at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
+    ),
+    (
         "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",
         "backend unsloth trains on one GPU; use transformers or auto for several GPUs or nodes",
     ),
