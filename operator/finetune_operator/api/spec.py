@@ -47,9 +47,10 @@ class ModelSpec(ModelSource):
 
 
 _ANY_HUB_DATA = (
-    "self.sources.exists(each, each.uri.startsWith('hf://')) "
-    "|| (has(self.validation) && has(self.validation.sources) "
-    "&& self.validation.sources.exists(each, each.uri.startsWith('hf://')))"
+    "self.dataset.sources.exists(each, each.uri.startsWith('hf://')) "
+    "|| (has(self.dataset.validation) && has(self.dataset.validation.sources) "
+    "&& self.dataset.validation.sources.exists(each, each.uri.startsWith('hf://'))) "
+    "|| (has(self.evaluation.test) && self.evaluation.test.sources.exists(each, each.uri.startsWith('hf://')))"
 )
 _NO_LOCAL_DATA = (
     "self.sources.all(each, !each.uri.startsWith('file://')) "
@@ -64,10 +65,6 @@ class DatasetSpec(Dataset):
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             (_NO_LOCAL_DATA, "file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://"),
-            (
-                f"!has(self.tokenSecretRef) || {_ANY_HUB_DATA}",
-                "tokenSecretRef applies to hf:// data only",
-            ),
         )
     )
 
@@ -136,6 +133,10 @@ RUN_RULES = (
     (
         "!has(self.model.tokenSecretRef) || self.model.uri.startsWith('hf://')",
         "model.tokenSecretRef applies to hf:// models only",
+    ),
+    (
+        f"!has(self.dataset.tokenSecretRef) || {_ANY_HUB_DATA}",
+        "dataset.tokenSecretRef applies to hf:// data only",
     ),
     (
         "!self.model.uri.startsWith('file://')",
