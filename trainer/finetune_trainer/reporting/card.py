@@ -176,19 +176,20 @@ def _choose_license(config: TrainerConfig, manifest: AdapterManifest) -> dict[st
 
 def _build_hub_results(manifest: AdapterManifest, evaluation: EvaluationReport) -> Iterator[EvalResult]:
     """Yield the metrics of the tuned model for the `model-index` of the hub."""
-    measures_by_rows = {"validation rows": evaluation.measures, "test rows": evaluation.test_measures or []}
-    for rows, measures in measures_by_rows.items():
-        for measure in measures:
-            yield EvalResult(
-                task_type="text-generation",
-                task_name=evaluation.task,
-                dataset_type="private",
-                dataset_name=f"{rows} of the run",
-                dataset_revision=manifest.dataset.digest,
-                metric_type=_HUB_METRICS.get(measure.name, to_one_line(measure.name, 100)),
-                metric_name=to_one_line(display_name(measure.name), 100),
-                metric_value=measure.tuned.value,
-            )
+    test_measures = evaluation.test_measures or []
+    for measure in [*evaluation.measures, *test_measures]:
+        is_test = measure in test_measures
+        yield EvalResult(
+            task_type="text-generation",
+            task_name=evaluation.task,
+            dataset_type="private",
+            dataset_name="test rows of the run" if is_test else "validation rows of the run",
+            dataset_split="test" if is_test else None,  # the hub merges results whose datasets differ in the name alone
+            dataset_revision=manifest.dataset.digest,
+            metric_type=_HUB_METRICS.get(measure.name, to_one_line(measure.name, 100)),
+            metric_name=to_one_line(display_name(measure.name), 100),
+            metric_value=measure.tuned.value,
+        )
 
 
 @cache
