@@ -179,6 +179,7 @@ def test_page_test_data_has_a_section_of_its_own() -> None:
     assert "Neither the training nor early stopping has seen them, and no model is chosen by them" in text
     assert "Test loss testLoss, lower is better 2.300 2.250 to 2.350 1.500 1.450 to 1.550" in text
     assert "Comparison with the baseline may on the test rows" in text
+    assert "A baseline may have been trained on these rows" in text
     assert "Test" not in visible_text(page.get_element_by_id("comparison"))
     data = visible_text(page.get_element_by_id("data"))
     assert "test held out for the test of the finished model 100" in data

@@ -15,6 +15,7 @@ EXPLANATION = (
     "These rows were measured once, after the training. Neither the training nor early stopping has seen them, and no "
     "model is chosen by them, unlike by the validation rows."
 )
+BASELINE_NOTE = "A baseline may have been trained on these rows, which makes it look better than it is."
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class HeldOutTestSection:
     """Chart of the change of each measure, or None without an interval."""
     baselines: Sequence[BaselineTable]
     explanation: str = EXPLANATION
+    baseline_note: str = BASELINE_NOTE
 
     @property
     def has_p_values(self) -> bool:
