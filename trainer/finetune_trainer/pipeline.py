@@ -242,20 +242,37 @@ def evaluate_adapter(
     model: LoadedModel, inputs: PreparedInputs, result: TrainResult, digest: str, context: RunContext
 ) -> RunReport:
     """Evaluate base and tuned model. `digest` is that of the config and the number of ranks."""
-    from finetune_trainer.evaluation import requirements, runner
+    from finetune_trainer.evaluation import held_out, result_summary
     from finetune_trainer.publishing import export
 
     context.enter_stage(Stage.EVALUATING)
+    evaluation = _measure_adapter(model, inputs, result, context)
+    # The measures of the evaluation replace those of the training, so that all outputs show what the gate has checked.
+    metrics = {**result.metrics, **evaluation.flatten_metrics()}
+    manifest = build_manifest(context.config, inputs.files, model.backend, inputs.dataset.report, metrics)
+    found = {
+        "config_digest": digest,
+        "template_date": inputs.dataset.template_date,
+        "validation_digest": held_out.find_validation_digest(inputs.dataset.validation_digests, inputs.files),
+        "verdicts": result_summary.build_verdicts(evaluation),
+        "baselines": result_summary.build_comparisons(evaluation),
+    }
+    adapter_info = export.collect_adapter_info(context.config, model)
+    return RunReport(manifest.model_copy(update=found), evaluation, adapter_info)
+
+
+def _measure_adapter(
+    model: LoadedModel, inputs: PreparedInputs, result: TrainResult, context: RunContext
+) -> EvaluationReport:
+    from finetune_trainer.evaluation import held_out, requirements, runner
+
     pairs = requirements.read_sentence_pairs(inputs.files.pairs)
     evaluation_input = runner.EvaluationInput(
         context.config, model, inputs.dataset, result, pairs, inputs.files.baseline_dirs
     )
     evaluation = runner.evaluate(evaluation_input, context.progress)
-    # The measures of the evaluation replace those of the training, so that all outputs show what the gate has checked.
-    metrics = {**result.metrics, **evaluation.flatten_metrics()}
-    manifest = build_manifest(context.config, inputs.files, model.backend, inputs.dataset.report, metrics)
-    manifest = manifest.model_copy(update={"config_digest": digest, "template_date": inputs.dataset.template_date})
-    return RunReport(manifest, evaluation, export.collect_adapter_info(context.config, model))
+    baselines = held_out.describe_baselines(inputs.dataset.validation_digests, inputs.files)
+    return evaluation.model_copy(update={"baselines": baselines})
 
 
 def reject_adapter(report: RunReport, output: OutputPrefix, checkpoints: CheckpointManager) -> TrainerError:

@@ -11,6 +11,7 @@ from finetune_operator.api.spec import ObjectMeta
 from finetune_operator.api.status import Condition, Timestamp
 from finetune_operator.api.template import NO_TEST_METRIC, RunTemplate
 from finetune_trainer.contract import (
+    CHAMPION,
     Count,
     MetricChange,
     MetricName,
@@ -25,7 +26,7 @@ from finetune_trainer.contract import (
 
 SCHEDULE_KIND = "FineTuneSchedule"
 SCHEDULE_PLURAL = "finetuneschedules"
-CHAMPION_BASELINE = "champion"
+CHAMPION_BASELINE = CHAMPION
 """Name of the champion among `evaluation.baselines` of the runs."""
 _MAX_SECONDS = 365 * 24 * 3600
 RunName = Annotated[str, StringConstraints(max_length=63)]

@@ -97,7 +97,7 @@ def _output_keys() -> set[str]:
         signing.SIGNATURE_NAME,
         writer.CARD_NAME,
         writer.EVALUATION_NAME,
-        writer.ROW_SCORES_NAME,
+        manifest.ROW_SCORES_NAME,
         writer.PROVENANCE_NAME,
         LOG_NAME,
         merged_output.MERGE_ATTEMPTS_NAME,

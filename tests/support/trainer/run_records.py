@@ -24,6 +24,7 @@ from finetune_trainer.records.evaluation import (
     OverfittingResult,
     PreflightFinding,
     RejectedRow,
+    RowScores,
     Sample,
     SampleTurn,
 )
@@ -137,6 +138,7 @@ def make_full_evaluation() -> EvaluationReport:
             ),
             make_sample("Cancel my subscription.", "Sure!\n\n1. Go to settings\n2. Click", "It is cancelled."),
         ],
+        rows=[RowScores(row="sha256:" + "e" * 64, scores={})],
         training_losses=[LossPoint(step=step, loss=_training_loss(step)) for step in range(1, 901)],
         validation_losses=[LossPoint(step=step, loss=_validation_loss(step)) for step in range(100, 901, 100)],
         overfitting=OverfittingResult(

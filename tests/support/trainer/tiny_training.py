@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.folds import Folds
     from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.data.row_digests import DigestTable
     from finetune_trainer.modeling.loading import LoadedModel
 
 
@@ -118,7 +120,10 @@ class TrainingRequest:
         encoding = RowEncoding(tokenizer, get_method(self.config))
         files = preparation.DataFiles(sources, "sha256:0", test_sources=test)
         data = preparation.prepare_dataset(self.config, files, encoding, folder)
-        return replace(data, validation=data.dataset, validation_texts=data.texts) if self.validate else data
+        if not self.validate:
+            return data
+        digests = make_digests(len(data.dataset))
+        return replace(data, validation=data.dataset, validation_texts=data.texts, validation_digests=digests)
 
 
 def make_folds(rows: int, cross_validation: CrossValidation | None) -> Folds | None:
@@ -131,6 +136,14 @@ def make_folds(rows: int, cross_validation: CrossValidation | None) -> Folds | N
     return assign_folds(np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.bool_), cross_validation.folds, 42)
 
 
+def make_digests(count: int) -> DigestTable:
+    """Return invented digests of rows."""
+    import numpy as np
+
+    digests = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(count))
+    return np.frombuffer(digests, dtype=np.uint8).reshape(count, 32)
+
+
 def make_prepared_data(method: str, validate: bool = False) -> PreparedData:
     import datasets
 
@@ -140,7 +153,9 @@ def make_prepared_data(method: str, validate: bool = False) -> PreparedData:
     report = DatasetReport(
         rows=len(rows), kept=len(rows), rejected={}, tokens=0, supervised_tokens=0, digest="sha256:0"
     )
-    return PreparedData(dataset=rows, report=report, validation=rows if validate else None)
+    if not validate:
+        return PreparedData(dataset=rows, report=report)
+    return PreparedData(dataset=rows, report=report, validation=rows, validation_digests=make_digests(len(rows)))
 
 
 @dataclass(frozen=True)

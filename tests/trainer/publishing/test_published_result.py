@@ -107,8 +107,12 @@ def test_run_manifest_of_newer_trainer_is_read(s3: S3Server, prefix: str, tmp_pa
     config = build_config(s3, prefix)
     publish(config, tmp_path)
     content = json.loads(s3.get(f"{prefix}/manifest.json")) | {"somethingNew": {"a": 1}}
+    content |= {"verdicts": {"bias": "none", "newAspect": "none"}, "baselines": [{"name": "may", "newField": 1}]}
     s3.put(f"{prefix}/manifest.json", json.dumps(content).encode())
-    assert run_untrained(config, tmp_path).reason is Reason.ALREADY_COMPLETE
+    again = run_untrained(config, tmp_path)
+    assert again.reason is Reason.ALREADY_COMPLETE
+    assert again.result
+    assert (again.result.verdicts, again.result.baselines) == (None, None)
 
 
 def enable_merged(config: TrainerConfig) -> TrainerConfig:

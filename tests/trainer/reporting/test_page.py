@@ -15,6 +15,7 @@ from tests.support.trainer import hostile_texts, run_records
 from finetune_trainer.contract import Task
 from finetune_trainer.evaluation.forgetting import judge_forgetting
 from finetune_trainer.records.evaluation import (
+    BaselineRecord,
     Comparison,
     EvaluationReport,
     GeneratedAnswer,
@@ -22,7 +23,9 @@ from finetune_trainer.records.evaluation import (
     LossPoint,
     OverfittingResult,
     PreflightFinding,
+    RowScores,
 )
+from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 
 SECTIONS = ["recommendations", "comparison", "checks", "data", "samples", "curves", "settings"]
@@ -384,6 +387,32 @@ def test_page_baselines_have_tables_of_their_own() -> None:
     text = visible_text(render(evaluation).get_element_by_id("comparison"))
     assert "Comparison with the baseline last-week" in text
     assert "chrF 28 27 to 29 30 29 to 31 +2 +1 to +3 better" in text
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_page_and_card_baseline_say_whether_its_rows_were_held_out(held_out: bool) -> None:
+    measure = run_records.make_measure("chrf", 20, 30, 1)
+    comparison = Comparison(estimate=run_records.make_estimate(28, 1), change=run_records.make_estimate(2, 1))
+    evaluation = EvaluationReport(
+        overfitting=FINE,
+        measures=[measure.model_copy(update={"baselines": {"may": comparison}})],
+        baselines={"may": BaselineRecord(held_out=held_out)},
+    )
+    texts = (
+        visible_text(render(evaluation).get_element_by_id("comparison")),
+        render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS),
+    )
+    for text in texts:
+        assert ("The validation rows were held out when the baseline was trained, too." in text) is held_out
+        assert ("which makes that one look better than it is." in text) is not held_out
+
+
+@pytest.mark.parametrize(("task", "content"), [(None, "rows),"), ("chat", "rows, answers and their scores),")])
+def test_page_links_the_scores_of_rows_with_and_without_a_task(task: Task | None, content: str) -> None:
+    rows = [RowScores(row="sha256:0", scores={"tuned": {"lossSum": 1, "lossTokens": 2}})]
+    footer = render(EvaluationReport(overfitting=FINE, task=task, rows=rows)).find(".//footer")
+    assert f"evaluation.jsonl (losses of the validation {content}" in visible_text(footer)
+    assert "evaluation.jsonl" not in visible_text(render(EvaluationReport(overfitting=FINE)).find(".//footer"))
 
 
 def test_page_unused_columns_and_skipped_files_are_named() -> None:

@@ -21,7 +21,7 @@ from finetune_trainer.contract.base import (
     s3_uri_rule,
     uri_text_rule,
 )
-from finetune_trainer.contract.comparison import BaselineComparison, MetricChange, Verdicts
+from finetune_trainer.contract.comparison import CHAMPION, BaselineComparison, MetricChange, Verdicts
 from finetune_trainer.contract.config import (
     CLUSTER_ONLY_FIELDS,
     TRAINER_RULES,
@@ -125,6 +125,7 @@ from finetune_trainer.contract.training import Checkpoints, CrossValidation, Ear
 
 __all__ = [
     "CA_BUNDLE_ENV",
+    "CHAMPION",
     "CLAIMS_DIR_ENV",
     "CLUSTER_ONLY_FIELDS",
     "COMPARABLE_PARAMETERS",

@@ -9,6 +9,9 @@ from pydantic import Field, StringConstraints
 from finetune_trainer.contract.base import Count, Model
 from finetune_trainer.contract.evaluation import MetricName, ResultDigest
 
+CHAMPION = "champion"
+"""Name among `evaluation.baselines` of the adapter that a schedule may replace by the fine-tuned model."""
+
 
 class MetricChange(Model):
     """MetricChange is the change of a metric from one adapter to another, measured on the same rows."""

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import DataSource, Reason
 from finetune_trainer.data.deduplication import DuplicateFilter, DuplicateIndex, HashSet, MinHashIndex
+from finetune_trainer.data.row_digests import RowDigests
 from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.data.split_writer import PreparationContext, SplitWriter
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     import datasets
+
+    from finetune_trainer.data.row_digests import DigestTable
 
 TEST, VALIDATION = "test", "validation"
 _FIELDS = {TEST: "evaluation.test.sources", VALIDATION: "dataset.validation.sources"}
@@ -62,7 +65,9 @@ class HeldOutSplits:
         context = self.search.context
         unaugmented = context.preparation.model_copy(update={"counterfactuals": []})
         row_filter = self.search.create_filter(self.indexes, is_held_out=True)
-        writer = SplitWriter(replace(context, preparation=unaugmented), self.work_dir / f"{name}.arrow", row_filter)
+        digests = RowDigests(self.work_dir / f"{name}.digests") if name == VALIDATION else None
+        path = self.work_dir / f"{name}.arrow"
+        writer = SplitWriter(replace(context, preparation=unaugmented), path, row_filter, digests=digests)
         writer.write(context.reader.read(sources))
         self._writers[name] = writer
 
@@ -78,6 +83,11 @@ class HeldOutSplits:
             message = f"{_FIELDS[name]}: all of their rows were rejected; see the rejected rows in the report"
             raise TrainerError(Reason.DATASET_EMPTY, message)
         return self._writers[name].load_dataset()
+
+    def load_digests(self, name: str) -> DigestTable | None:
+        """Return the digests of the rows of a split, or None if they are not recorded or there is no such split."""
+        digests = self._writers[name].digests if name in self._writers else None
+        return digests.load() if digests else None
 
     def load_archive(self, name: str) -> datasets.Dataset | None:
         """Return the texts of the rows of a split, if they are archived, or None if it has no sources."""

@@ -29,6 +29,7 @@ from finetune_trainer.data.loss_masking import LossMasker
 from finetune_trainer.data.preparation_report import HeldOutCounts, RowLedger
 from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_counter import RowCounter
+from finetune_trainer.data.row_digests import RowDigests
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowEncoding, RowSchema
 from finetune_trainer.data.row_types import SourceFile, SourceLocation
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
+
+    from finetune_trainer.data.row_digests import DigestTable
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +100,8 @@ class PreparedData:
     """Texts of the rows of `dataset`, by the same numbers (`row_archive.ArchivedRow`), if `evaluation.task` is set."""
     validation_texts: datasets.Dataset | None = None
     """Texts of the rows of `validation`, by the same numbers, if `evaluation.task` is set."""
+    validation_digests: DigestTable | None = None
+    """Digests of the rows of `validation`, by the same numbers, or None without validation rows."""
     test: datasets.Dataset | None = None
     """Rows of `evaluation.test`, or None without it."""
     test_texts: datasets.Dataset | None = None
@@ -159,6 +164,7 @@ def _prepare_rows(
         work_dir / "dataset.arrow",
         search.create_filter(held_out.indexes),
         _build_row_groups(config, boilerplate),
+        RowDigests(work_dir / "dataset.digests") if _get_validation_fraction(config) else None,
     )
     training_writer.write(context.reader.read(files.sources))
     _log_unused_columns(context.reader)
@@ -213,6 +219,7 @@ def _split_rows(
         locations=_locate_first_rows(training_writer, held_out_rows),
         texts=texts,
         validation_texts=held_out.load_archive(VALIDATION) or validation_texts,
+        validation_digests=_load_validation_digests(held_out, training_writer, validation_rows),
         test=held_out.load_dataset(TEST),
         test_texts=held_out.load_archive(TEST),
     )
@@ -331,3 +338,12 @@ def _split_dataset(
         return dataset, None
     training_rows = _select_training_rows(len(dataset), held_out_rows)
     return dataset.select(training_rows), dataset.select(validation_rows)
+
+
+def _load_validation_digests(
+    held_out: HeldOutSplits, training_writer: SplitWriter, validation_rows: NDArray[np.int64]
+) -> DigestTable | None:
+    """Return the digests of the validation rows. `validation_rows` are those that are held out of the training rows."""
+    if training_writer.digests and len(validation_rows):
+        return training_writer.digests.load()[validation_rows]
+    return held_out.load_digests(VALIDATION)

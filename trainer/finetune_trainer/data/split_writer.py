@@ -22,6 +22,7 @@ from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
 from finetune_trainer.data.rewritten_text import find_removed_text
 from finetune_trainer.data.row_archive import RowArchiveWriter, build_archived_row, compute_row_digest
+from finetune_trainer.data.row_digests import RowDigests
 from finetune_trainer.data.row_locations import RowLocations
 from finetune_trainer.data.row_reader import RowReader
 from finetune_trainer.data.row_schema import RowSchema
@@ -70,7 +71,7 @@ class PendingRow:
     removed_text: str | None = None
     """Words of the row that its rendered text lacks, or None if there are none."""
     digest: str = ""
-    """Digest of the row before it was cleaned, if the texts of rows are archived."""
+    """Digest of the row before it was cleaned, if it is recorded."""
     answer_start: int = 0
     """Index of the first token of the last answer, before truncation."""
     control_token: str | None = None
@@ -92,7 +93,8 @@ def _prefetch_batches(batches: Iterator[_TokenizingBatch]) -> Iterator[_Tokenizi
 
 
 class SplitWriter:
-    """Writes the rows of one split that are not rejected, and their counterfactuals if the context asks for them."""
+    """Writes the rows of one split that are not rejected, and their counterfactuals if the context asks for them. The
+    digests of the rows are recorded in `digests`."""
 
     def __init__(
         self,
@@ -100,11 +102,13 @@ class SplitWriter:
         path: Path,
         duplicate_filter: DuplicateFilter,
         row_groups: RowGroups | None = None,
+        digests: RowDigests | None = None,
     ) -> None:
         self._context = context
         self._path = path
         self._duplicate_filter = duplicate_filter
         self.row_groups = row_groups
+        self.digests = digests
         self.stats = RowStats(path.with_suffix(".facts"))
         self._locations = RowLocations(path.with_suffix(".locations"))
 
@@ -121,6 +125,7 @@ class SplitWriter:
             ThreadPoolExecutor(_MAX_BATCHES_IN_FLIGHT) as executor,
             closing(self.stats),
             closing(self._locations),
+            closing(self.digests) if self.digests else nullcontext(),
         ):
             for batch in _prefetch_batches(self._submit_batches(rows, executor)):
                 for pending_row, tokenized_row in self._collect_accepted_rows(*batch):
@@ -181,7 +186,7 @@ class SplitWriter:
 
     def _clean_row(self, location: SourceLocation, row: Row) -> PendingRow:
         preparation, stats = self._context.preparation, dict[str, int]()
-        digest = compute_row_digest(row) if self._context.archives_rows else ""
+        digest = compute_row_digest(row) if self._context.archives_rows or self.digests else ""
         if preparation.normalize_text:
             cleaned_row = map_texts(row, clean_text)
             stats["cleaned"], row = int(cleaned_row != row), cleaned_row
@@ -255,6 +260,8 @@ class SplitWriter:
         }
         self.stats.add({**pending_row.stats, **counts})
         self._locations.add(pending_row.location)
+        if self.digests:
+            self.digests.add(pending_row.digest)
 
     def _record_answers(self, pending_row: PendingRow, conversations: Sequence[TokenizedConversation]) -> None:
         """Record how a row was rendered, and the ends of its answers: those of truncated rows are not given."""

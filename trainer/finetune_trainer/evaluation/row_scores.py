@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Task
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
+from finetune_trainer.data.row_digests import iterate_digests
 from finetune_trainer.evaluation.answers import RowAnswers
 from finetune_trainer.evaluation.class_labels import ClassLabels, normalize_text
+from finetune_trainer.evaluation.prompts import select_row_numbers
 from finetune_trainer.evaluation.task_metrics import WordTokenizer, create_bleu
 from finetune_trainer.records.evaluation import RowScores
 
+if TYPE_CHECKING:
+    from finetune_trainer.data.row_digests import DigestTable
+
 Scores = dict[str, float]
+MAX_LOSS_ROWS = 10_000
+"""Maximum number of rows without answers whose losses are published."""
 _ROUGE_NAMES = ["rouge1", "rouge2", "rougeL"]
 
 
@@ -33,19 +41,45 @@ class ValidationLosses:
         }
 
 
-def build_row_scores(task: Task, answers: RowAnswers, losses: ValidationLosses | None) -> list[RowScores]:
-    """Return the answers and scores of each row, without personal data and secrets."""
-    scores = {model: score_rows(task, answers.references, answers.list_texts(model)) for model in answers.by_model}
-    row_losses = [losses.get_scores(row.number) if losses else {} for row in answers.rows]
+def build_row_scores(
+    task: Task | None, answers: RowAnswers | None, losses: ValidationLosses | None, digests: DigestTable
+) -> list[RowScores]:
+    """Return losses, answers and scores of validation rows, without personal data and secrets. `digests` are those of
+    all validation rows.
+
+    There are at most `MAX_LOSS_ROWS` rows, evenly spaced over all rows, and the rows with answers.
+    """
+    answered = _build_answered_rows(task, answers) if task and answers else {}
+    measured = select_row_numbers(len(losses.token_counts), MAX_LOSS_ROWS) if losses else []
+    numbers = sorted({*answered, *measured})
     return [
-        RowScores(
+        _add_losses(answered.get(number) or RowScores(row=digest, scores={}), losses, number)
+        for number, digest in zip(numbers, iterate_digests(digests[numbers]), strict=True)
+    ]
+
+
+def _build_answered_rows(task: Task, answers: RowAnswers) -> dict[int, RowScores]:
+    """Return the answers and their scores by the number of the row."""
+    scores = {model: score_rows(task, answers.references, answers.list_texts(model)) for model in answers.by_model}
+    return {
+        row.number: RowScores(
             row=row.digest,
             reference=redact_pii(row.reference, PII_KINDS),
             answers=answers.get_redacted(index),
-            scores={model: {**scores[model][index], **row_losses[index].get(model, {})} for model in scores},
+            scores={model: scores[model][index] for model in scores},
         )
         for index, row in enumerate(answers.rows)
-    ]
+    }
+
+
+def _add_losses(row: RowScores, losses: ValidationLosses | None, number: int) -> RowScores:
+    if losses is None:
+        return row
+    row_losses = losses.get_scores(number)
+    models = row_losses | row.scores
+    return row.model_copy(
+        update={"scores": {model: row.scores.get(model, {}) | row_losses.get(model, {}) for model in models}}
+    )
 
 
 def score_rows(task: Task, references: Sequence[str], answers: Sequence[str]) -> list[Scores]:

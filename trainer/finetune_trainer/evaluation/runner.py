@@ -283,6 +283,8 @@ def _compare_losses(
         return
     model, rows = inputs.loaded_model.model, _require_validation(inputs)
     losses = compute_dataset_losses(model, rows, heartbeat, inputs.max_batch_tokens)
+    if not all(map(math.isfinite, losses.sums)):
+        raise ArithmeticError("the loss of a validation row is not finite")
     results.losses.sums[name] = losses.sums
     results.add_comparisons(name, [baselines.compare_eval_loss(results.losses, name)])
     with results.section(f"perplexity of baseline {name}"):
@@ -335,7 +337,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         test_measures=test_measures or None,
         confusion=results.confusion,
         samples=list(_build_samples(results)),
-        rows=_build_row_scores(settings.task, results),
+        rows=_build_row_scores(inputs.prepared, settings.task, results),
         training_losses=training_losses,
         validation_losses=downsample_points(validation_losses),
         overfitting=verdict,
@@ -360,12 +362,12 @@ def _build_samples(results: EvaluationResults) -> Iterator[Sample]:
         yield from results.row_answers.build_samples(_MAX_SHOWN_ROWS)
 
 
-def _build_row_scores(task: Task | None, results: EvaluationResults) -> list[RowScores]:
-    if not task or not results.row_answers:
-        return []
+def _build_row_scores(prepared: PreparedData, task: Task | None, results: EvaluationResults) -> list[RowScores]:
     scores: list[RowScores] = []
-    with results.section("scores of rows"):
-        scores = row_scores.build_row_scores(task, results.row_answers, results.losses)
+    if prepared.validation_digests is not None:
+        with results.section("scores of rows"):
+            digests = prepared.validation_digests
+            scores = row_scores.build_row_scores(task, results.row_answers, results.losses, digests)
     return scores
 
 

@@ -7,16 +7,17 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.formatting import format_bytes, pluralize
-from finetune_trainer.inputs import base_model, data_sources
+from finetune_trainer.inputs import base_model, data_sources, earlier_results
 from finetune_trainer.inputs.base_model import BaseModelSource, FetchedModel, S3ModelSource
 from finetune_trainer.inputs.data_sources import DataListing
+from finetune_trainer.inputs.earlier_results import EarlierResult, FetchedResult
 from finetune_trainer.records.manifest import InputRecord, ModelRecord
 from finetune_trainer.storage import S3, InputFile, check_disk_space
 
@@ -33,6 +34,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 _LOG_INTERVAL_SECONDS = 10
 _MAX_CONCURRENT_SOURCES = 4  # including the model; each downloads many objects concurrently
+START_ADAPTER = ""
+"""Name of the adapter that training starts from, beside the names of `evaluation.baselines`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class ResolvedInputs:
     adapter: S3ModelSource | None = None
     baselines: dict[str, S3ModelSource] = field(default_factory=dict)
     """Adapters of `evaluation.baselines`, by name."""
+    results: dict[str, EarlierResult] = field(default_factory=dict)
+    """The results that adapters belong to, by the name of the baseline or `START_ADAPTER`."""
 
     @property
     def size(self) -> int:
@@ -79,7 +84,10 @@ class ResolvedInputs:
 
     @property
     def _size_without_model(self) -> int:
-        return sum(listing.size for listing in self.data) + sum(adapter.size for adapter in self._adapters)
+        sizes = [listing.size for listing in self.data]
+        sizes += [adapter.size for adapter in self._adapters]
+        sizes += [result.size for result in self.results.values()]
+        return sum(sizes)
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class DownloadedInputs:
     """Sentence pairs of `evaluation.bias.pairsURI`."""
     baselines: dict[str, FetchedModel] = field(default_factory=dict)
     """Adapters of `evaluation.baselines`, by name."""
+    results: dict[str, FetchedResult] = field(default_factory=dict)
+    """The results that adapters belong to, by the name of the baseline or `START_ADAPTER`."""
     skipped_files: int = 0
     """Number of files in folders of the data that were left out."""
 
@@ -156,7 +166,15 @@ def resolve_inputs(config: TrainerConfig, s3: S3) -> ResolvedInputs:
         baseline.name: base_model.resolve_adapter(baseline.adapter_uri, f"evaluation.baselines[{index}].adapterURI", s3)
         for index, baseline in enumerate(config.evaluation.baselines)
     }
-    return ResolvedInputs(s3, config, model, data, adapter, baselines)
+    return ResolvedInputs(s3, config, model, data, adapter, baselines, _find_results(config, s3))
+
+
+def _find_results(config: TrainerConfig, s3: S3) -> dict[str, EarlierResult]:
+    start_uri = config.model.adapter_uri
+    found = {START_ADAPTER: earlier_results.find_result(start_uri, s3) if start_uri else None}
+    for baseline in config.evaluation.baselines:
+        found[baseline.name] = earlier_results.find_result(baseline.adapter_uri, s3, baseline)
+    return {name: result for name, result in found.items() if result}
 
 
 def log_inputs(resolved: ResolvedInputs) -> None:
@@ -193,8 +211,8 @@ def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedI
     ]
     settings = pool.submit(resolved.model.fetch_settings, folder / "model", counter.add_bytes)
     adapters = {
-        name: pool.submit(base_model.fetch_model, source, folder / "adapters" / str(index), counter.add_bytes)
-        for index, (name, source) in enumerate(_name_adapters(resolved).items())
+        name: pool.submit(_fetch_adapter, resolved, name, folder / "adapters" / str(index), counter.add_bytes)
+        for index, name in enumerate(_name_adapters(resolved))
     }
     collector_pool = ThreadPoolExecutor(1, "inputs")
     inputs_future = collector_pool.submit(_collect_downloads, resolved, data, settings, adapters, counter)
@@ -204,15 +222,24 @@ def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedI
 
 
 def _name_adapters(resolved: ResolvedInputs) -> dict[str, S3ModelSource]:
-    """Return the adapter that training starts from under an empty name, and the baselines under theirs."""
-    return {**({"": resolved.adapter} if resolved.adapter else {}), **resolved.baselines}
+    """Return the adapter that training starts from as `START_ADAPTER`, and the baselines under their names."""
+    return {**({START_ADAPTER: resolved.adapter} if resolved.adapter else {}), **resolved.baselines}
+
+
+def _fetch_adapter(
+    resolved: ResolvedInputs, name: str, folder: Path, on_bytes: Callable[[int], None]
+) -> tuple[FetchedModel, FetchedResult | None]:
+    """Download an adapter, and what is needed of the result that it belongs to."""
+    model = base_model.fetch_model(_name_adapters(resolved)[name], folder / "adapter", on_bytes)
+    result = resolved.results.get(name)
+    return model, result.fetch(model.files, folder, on_bytes) if result else None
 
 
 def _collect_downloads(
     resolved: ResolvedInputs,
     data: Sequence[Future[list[InputFile]]],
     settings: Future[FetchedModel],
-    adapters: Mapping[str, Future[FetchedModel]],
+    adapters: Mapping[str, Future[tuple[FetchedModel, FetchedResult | None]]],
     counter: _DownloadProgress,
 ) -> DownloadedInputs:
     # Data first: it is small, and its errors are more likely.
@@ -221,15 +248,17 @@ def _collect_downloads(
         [(source, next(downloaded_files)) for source in group]
         for group in (config.dataset.sources, _list_validation_sources(config), _list_test_sources(config))
     )
-    fetched_adapters = {name: future.result() for name, future in adapters.items()}
+    fetched = {name: future.result() for name, future in adapters.items()}
+    fetched_adapters = {name: model for name, (model, _) in fetched.items()}
     downloaded = DownloadedInputs(
         settings.result(),
         sources,
         validation,
         test,
-        adapter=fetched_adapters.pop("", None),
+        adapter=fetched_adapters.pop(START_ADAPTER, None),
         pairs=[file for pair_files in downloaded_files for file in pair_files],
         baselines=fetched_adapters,
+        results={name: result for name, (_, result) in fetched.items() if result},
         skipped_files=resolved.skipped_files,
     )
     log.info("inputs: downloaded %s without the weights of the base model", counter.format_summary())

@@ -58,9 +58,8 @@ class PublishedResult:
     def download_adapter(self, s3: S3, prefix: Location, target: Path) -> Path:
         """Download the files of the adapter. Raises `STORAGE_CORRUPT` if they do not match the manifest."""
         objects = [find_objects(s3, prefix.child(name), OUTPUT_ERRORS)[0] for name in ADAPTER_FILES]
-        sha256_by_path = {file.path: file.sha256 for file in self.manifest.files}
-        for file in download_objects(s3, objects, target, OUTPUT_ERRORS, lambda _: None):
-            if sha256_by_path.get(file.path.name) != file.sha256:
-                message = f"{file.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
-                raise TrainerError(Reason.STORAGE_CORRUPT, message)
+        changed = self.manifest.find_changed_file(download_objects(s3, objects, target, OUTPUT_ERRORS, lambda _: None))
+        if changed:
+            message = f"{changed.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
+            raise TrainerError(Reason.STORAGE_CORRUPT, message)
         return target

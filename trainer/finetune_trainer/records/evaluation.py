@@ -48,6 +48,16 @@ class Comparison(Model):
     """p-value of an exact paired test of the change, if there are too few rows for an interval."""
 
 
+class BaselineRecord(Model):
+    """What is known of one of `evaluation.baselines`."""
+
+    digest: str | None = None
+    """`sha256:…` of the manifest of its result, or None if it has no manifest, or one of other files."""
+    held_out: bool = False
+    """Whether neither its training nor that of the fine-tuned model has trained on the validation rows. False if that
+    is not known."""
+
+
 class SampleTurn(Model):
     """One turn of a prompt."""
 
@@ -84,13 +94,13 @@ class Sample(Model):
 
 
 class RowScores(Model):
-    """The answers to one validation row and their scores: one line of `evaluation.jsonl`."""
+    """The losses of one validation row, the answers to it and their scores: one line of `evaluation.jsonl`."""
 
     row: str
     """`sha256:…` of the row's turns, which is the same in all runs that contain the row."""
-    reference: str
-    """Answer of the data."""
-    answers: dict[str, GeneratedAnswer]
+    reference: str = ""
+    """Answer of the data. It is empty for a row that was not answered."""
+    answers: dict[str, GeneratedAnswer] = Field(default={})
     """Answers by model: `base`, `tuned` and the names of `evaluation.baselines`."""
     scores: dict[str, dict[str, float]]
     """Scores of the row by model and metric. A metric of all rows together, such as `macroF1`, has none."""
@@ -250,7 +260,9 @@ class EvaluationReport(Model):
     confusion: ConfusionMatrix | None = None
     samples: list[Sample] = Field(default=[])
     rows: list[RowScores] = Field(default=[], exclude=True)
-    """Answers to all evaluated validation rows. They are published as `evaluation.jsonl`, not in `evaluation.json`."""
+    """Losses and answers of validation rows. They are published as `evaluation.jsonl`, not in `evaluation.json`."""
+    baselines: dict[str, BaselineRecord] = Field(default={})
+    """What is known of each of `evaluation.baselines`, by name."""
     training_losses: list[LossPoint] = Field(default=[])
     validation_losses: list[LossPoint] = Field(default=[])
     overfitting: OverfittingResult

@@ -9,18 +9,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from finetune_trainer.contract import DatasetReport, Model, Result
+from finetune_trainer.contract import BaselineComparison, DatasetReport, Model, Result, Verdicts
 from finetune_trainer.recipe import FIRST_RECIPE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from finetune_trainer.storage import InputFile, S3Object
 
 MANIFEST_NAME = "manifest.json"
 MERGED_PREFIX = "merged/"
 """Folder of the merged model, relative to the adapter's."""
 REPORT_NAME = "report.html"
+ROW_SCORES_NAME = "evaluation.jsonl"
+"""Name of the file with one line per validation row: a record of `RowScores`."""
 _RECORDED_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
 
@@ -99,9 +103,25 @@ class AdapterManifest(_LenientModel):
     template_date: date | None = None
     """Date that the chat template wrote as the current one in rows and prompts, or None if it writes none."""
     dataset: DatasetReport
+    validation_digest: str | None = None
+    """`sha256:…` over the validation rows (`data.row_digests`), on which neither this training nor the trainings that
+    it continues have trained. None: there are no such rows, or the result is older than this field."""
     metrics: dict[str, float]
+    verdicts: Verdicts | None = None
+    baselines: list[BaselineComparison] | None = None
+    """Comparison with each of `evaluation.baselines`."""
     versions: dict[str, str]
     files: list[FileRecord]
+
+    @field_validator("verdicts", "baselines", mode="wrap")
+    @classmethod
+    def _ignore_newer_record(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        """Return None for a record that a newer trainer has written in a form that this one cannot read: the result
+        stays readable, and nothing is decided by it."""
+        try:
+            return validate(value)
+        except ValidationError:
+            return None
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: JSON in UTF-8."""
@@ -111,6 +131,15 @@ class AdapterManifest(_LenientModel):
     def has_merged_model(self) -> bool:
         """Whether the manifest includes the merged model, as trainers before 0.1.0 published it."""
         return any(file.path.startswith(MERGED_PREFIX) for file in self.files)
+
+    def find_file(self, path: str) -> FileRecord | None:
+        """Return the published file with this path, if there is one."""
+        return next((file for file in self.files if file.path == path), None)
+
+    def find_changed_file(self, files: Iterable[InputFile]) -> InputFile | None:
+        """Return the first of the downloaded files whose content is not that of the file that was published."""
+        sha256_by_path = {file.path: file.sha256 for file in self.files}
+        return next((file for file in files if sha256_by_path.get(file.path.name) != file.sha256), None)
 
     def to_result(self, adapter_uri: str, content: bytes) -> Result:
         """Return the result that is reported to the operator. `content` is the manifest as stored."""
@@ -122,6 +151,8 @@ class AdapterManifest(_LenientModel):
             digest=compute_digest(content),
             model_revision=self.model.revision,
             metrics=self.metrics,
+            verdicts=self.verdicts,
+            baselines=self.baselines,
         )
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, comparison_direction
-from finetune_trainer.records.evaluation import Comparison, EvaluationReport, Measure
+from finetune_trainer.records.evaluation import BaselineRecord, Comparison, EvaluationReport, Measure
+
+_HELD_OUT = "The validation rows were held out when the baseline was trained, too."
+_MAYBE_TRAINED = (
+    "The validation rows may be among the rows that the baseline, or the adapter that this training started from, was "
+    "trained on, which makes that one look better than it is."
+)
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,20 @@ class BaselineTable:
 
     name: str
     rows: list[BaselineRow]
+    held_out_note: str = ""
+    """Whether the validation rows were held out when the baseline was trained, as a sentence."""
 
 
 def build_baseline_tables(evaluation: EvaluationReport) -> list[BaselineTable]:
     """Return one table for each baseline, in the order of the config."""
-    return build_tables(evaluation.measures)
+    return [
+        replace(table, held_out_note=_describe_rows(evaluation, table.name))
+        for table in build_tables(evaluation.measures)
+    ]
+
+
+def _describe_rows(evaluation: EvaluationReport, name: str) -> str:
+    return _HELD_OUT if evaluation.baselines.get(name, BaselineRecord()).held_out else _MAYBE_TRAINED
 
 
 def build_tables(measures: Sequence[Measure]) -> list[BaselineTable]:

@@ -13,7 +13,7 @@ from finetune_trainer import formatting, text
 from finetune_trainer.evaluation.decisions import change_direction
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport, Sample
-from finetune_trainer.records.manifest import AdapterManifest
+from finetune_trainer.records.manifest import ROW_SCORES_NAME, AdapterManifest
 from finetune_trainer.reporting import charts, data_table, held_out_test, verdicts
 from finetune_trainer.reporting.adapter_info import get_run_name, list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
@@ -51,10 +51,11 @@ def render_page(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
 
 def _list_files(evaluation: EvaluationReport) -> list[tuple[str, str]]:
     """Return name and content of the files next to the page."""
-    answers = (
-        [("evaluation.jsonl", "answers to the validation rows and their scores")] if evaluation.max_new_tokens else []
-    )
-    return [("run.log", "log of the run"), ("evaluation.json", "all numbers of this page"), *answers]
+    files = [("run.log", "log of the run"), ("evaluation.json", "all numbers of this page")]
+    if evaluation.rows:
+        content = "losses of the validation rows" + (", answers and their scores" if evaluation.task else "")
+        files.append((ROW_SCORES_NAME, content))
+    return files
 
 
 def _group_samples(evaluation: EvaluationReport) -> list[tuple[str, str, list[Sample]]]:

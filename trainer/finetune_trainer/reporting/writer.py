@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport
-from finetune_trainer.records.manifest import REPORT_NAME, AdapterManifest, FileRecord
+from finetune_trainer.records.manifest import REPORT_NAME, ROW_SCORES_NAME, AdapterManifest, FileRecord
 from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 from finetune_trainer.reporting.provenance import Builder, build_statement
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 EVALUATION_NAME = "evaluation.json"
-ROW_SCORES_NAME = "evaluation.jsonl"
-"""Name of the file with one line per evaluated validation row: a record of `RowScores`."""
 PROVENANCE_NAME = "provenance.json"
 _RENDER_ERRORS = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
 """Errors of rendering. They must not fail a finished training, which is then published without that document."""

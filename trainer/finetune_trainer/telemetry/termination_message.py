@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from finetune_trainer.contract import (
+    CHAMPION,
     OUTCOME_MAX_BYTES,
     CacheResult,
     CheckpointRecord,
@@ -22,6 +23,7 @@ from finetune_trainer.contract import (
     Outcome,
     Progress,
     Reason,
+    Result,
     StoredCheckpoint,
 )
 from finetune_trainer.distributed import topology
@@ -184,18 +186,44 @@ def _overwrite_in_place(path: Path, text: str) -> None:
 
 
 def _shrink_outcome(outcome: Outcome) -> Iterator[Outcome]:
-    """Yield smaller outcomes: first a shorter message, then no metrics, then neither progress nor dataset, then no log,
-    whose URI follows from that of a result."""
+    """Yield smaller outcomes, at last without a result.
+
+    What is only shown goes first. What a schedule or a sweep decides by stays longest: the verdicts, the comparison
+    with the champion, and the metrics of the validation data.
+    """
     for limit in _MESSAGE_BYTE_LIMITS:
         outcome = outcome.model_copy(update={"message": _truncate_utf8(outcome.message, limit)})
         yield outcome
-    if outcome.result:
-        outcome = outcome.model_copy(update={"result": outcome.result.model_copy(update={"metrics": {}})})
+    for field in ("progress", "dataset", "log_uri"):  # the URI of the log follows from that of a result
+        outcome = outcome.model_copy(update={field: None})
         yield outcome
-    outcome = outcome.model_copy(update={"progress": None, "dataset": None})
-    yield outcome
-    yield outcome.model_copy(update={"log_uri": None})
+    if outcome.result:
+        yield from (outcome.model_copy(update={"result": result}) for result in _shrink_result(outcome.result))
     yield Outcome(reason=outcome.reason, message=outcome.message)
+
+
+def _shrink_result(result: Result) -> Iterator[Result]:
+    """Yield results with fewer comparisons, then with fewer metrics, then without URIs that follow from adapterURI."""
+    champions = [baseline for baseline in result.baselines or () if baseline.name == CHAMPION]
+    reductions: tuple[dict[str, object], ...] = (
+        {"baselines": champions or None},
+        {"metrics": _select_measures(result.metrics)},
+        {"metrics": {}},
+        {"report_uri": None},
+        {"merged_uri": None},
+    )
+    for reduction in reductions:
+        result = result.model_copy(update=reduction)
+        yield result
+
+
+def _select_measures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that a model can be chosen by: those that the base model has too, and the loss of folds."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name == "crossValidationLoss" or f"base{name[0].upper()}{name[1:]}" in metrics
+    }
 
 
 def _truncate_utf8(text: str, limit: int) -> str:
