@@ -112,7 +112,7 @@ def prepare_data(
     from finetune_trainer.evaluation import requirements
     from finetune_trainer.training.methods import get_method
 
-    data_files = preparation.DataFiles(files.sources, files.digest, files.validation)
+    data_files = preparation.DataFiles(files.sources, files.digest, files.validation, files.test)
     encoding = RowEncoding(model.tokenizer, get_method(config), model.max_positions, model.template_date)
     dataset = preparation.prepare_dataset(config, data_files, encoding, work_dir)
     check_files_unchanged(files.files)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_operator.api.spec import ObjectMeta
 from finetune_operator.api.status import Condition, Timestamp
-from finetune_operator.api.template import RunTemplate
+from finetune_operator.api.template import NO_TEST_METRIC, RunTemplate
 from finetune_trainer.contract import (
     CHAMPION,
     Count,
@@ -116,6 +116,8 @@ class OnDataChange(Model):
 class PromotionRule(Model):
     """PromotionRule is a requirement on the change of a metric from the champion to a run, measured on the same
     rows."""
+
+    model_config = ConfigDict(json_schema_extra=cel_rules(NO_TEST_METRIC))
 
     metric: MetricName
     """metric is the name of the metric, such as `evalLoss` or `accuracy`."""

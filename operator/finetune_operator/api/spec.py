@@ -47,9 +47,10 @@ class ModelSpec(ModelSource):
 
 
 _ANY_HUB_DATA = (
-    "self.sources.exists(each, each.uri.startsWith('hf://')) "
-    "|| (has(self.validation) && has(self.validation.sources) "
-    "&& self.validation.sources.exists(each, each.uri.startsWith('hf://')))"
+    "self.dataset.sources.exists(each, each.uri.startsWith('hf://')) "
+    "|| (has(self.dataset.validation) && has(self.dataset.validation.sources) "
+    "&& self.dataset.validation.sources.exists(each, each.uri.startsWith('hf://'))) "
+    "|| (has(self.evaluation.test) && self.evaluation.test.sources.exists(each, each.uri.startsWith('hf://')))"
 )
 _NO_LOCAL_DATA = (
     "self.sources.all(each, !each.uri.startsWith('file://')) "
@@ -64,10 +65,6 @@ class DatasetSpec(Dataset):
     model_config = ConfigDict(
         json_schema_extra=cel_rules(
             (_NO_LOCAL_DATA, "file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://"),
-            (
-                f"!has(self.tokenSecretRef) || {_ANY_HUB_DATA}",
-                "tokenSecretRef applies to hf:// data only",
-            ),
         )
     )
 
@@ -138,8 +135,16 @@ RUN_RULES = (
         "model.tokenSecretRef applies to hf:// models only",
     ),
     (
+        f"!has(self.dataset.tokenSecretRef) || {_ANY_HUB_DATA}",
+        "dataset.tokenSecretRef applies to hf:// data only",
+    ),
+    (
         "!self.model.uri.startsWith('file://')",
         "a model at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
+    ),
+    (
+        "!has(self.evaluation.test) || self.evaluation.test.sources.all(each, !each.uri.startsWith('file://'))",
+        "evaluation.test at file:// works only with finetune-trainer by hand; use s3://, hf:// or pvc://",
     ),
     (
         "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",

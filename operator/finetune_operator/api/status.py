@@ -172,7 +172,7 @@ class FineTuneJobStatus(Model):
     """modelCache is Hit if the base model was read from the claim `compute.modelCacheClaimName`, Filled if it was
     downloaded into it, and Miss if it was downloaded without it."""
     dataset: DatasetReport | None = None
-    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
+    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + test + the sum of
     rejected."""
     result: Result | None = None
     """result describes the published result."""

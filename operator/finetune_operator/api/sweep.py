@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_operator.api.spec import ObjectMeta
 from finetune_operator.api.status import Condition, Phase, Timestamp
-from finetune_operator.api.template import RunTemplate
+from finetune_operator.api.template import NO_TEST_METRIC, RunTemplate
 from finetune_trainer.contract import (
     COMPARABLE_PARAMETERS,
     MAX_TRIALS,
@@ -83,6 +83,8 @@ class SweepEventReason(StrEnum):
 
 class Objective(Model):
     """Objective is the metric that trials are ranked by."""
+
+    model_config = ConfigDict(json_schema_extra=cel_rules(NO_TEST_METRIC))
 
     metric: MetricName = "evalLoss"
     """metric is the name of a metric of the validation data, such as `evalLoss` or `accuracy`, or

@@ -32,6 +32,11 @@ TEMPLATE_RULES = (
     ),
 )
 """Rules on the template of a FineTuneSchedule and a FineTuneSweep."""
+NO_TEST_METRIC = (
+    "!self.metric.startsWith('test')",
+    "metric must be one of the validation data: the metrics of evaluation.test must not choose a model",
+)
+"""Rule on an object whose `metric` decides between FineTuneJobs."""
 
 
 def _build_key_rule(field: str) -> tuple[str, str]:

@@ -173,6 +173,17 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "tokenSecretRef": {"name": "hub"},
         }
     },
+    "token for a test dataset": {
+        "dataset": {"tokenSecretRef": {"name": "hub"}},
+        "evaluation": {"test": {"sources": [{"uri": "hf://datasets/org/name@main/test/*.csv"}]}},
+    },
+    "task and gate with test data alone": {
+        "evaluation": {
+            "task": "chat",
+            "test": {"sources": [{"uri": "s3://bucket/test.jsonl"}]},
+            "gate": [{"metric": "testLoss", "maximum": 2}],
+        }
+    },
 }
 REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "epochs and steps": ({"training": {"maxSteps": 3}}, "exactly one of epochs and maxSteps"),
@@ -190,6 +201,13 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "local file": ({"dataset": {"sources": [{"uri": "file:///rows.jsonl"}]}}, "only with finetune-trainer by hand"),
     "local validation file": (
         {"dataset": {"validation": {"sources": [{"uri": "file:///a.jsonl"}]}}}, "only with finetune-trainer by hand"),
+    "local test file": (
+        {"evaluation": {"test": {"sources": [{"uri": "file:///a.jsonl"}]}}}, "only with finetune-trainer by hand"),
+    "test data for preferences": (
+        {"training": {"method": "dpo"}, "evaluation": {"test": {"sources": [{"uri": "s3://bucket/test.jsonl"}]}}},
+        "evaluation.test needs method sft"),
+    "gate on a test without data": (
+        {"evaluation": {"gate": [{"metric": "testLoss", "maximum": 2}]}}, "evaluation.gate needs dataset.validation"),
     "claim without a name": ({"dataset": {"sources": [{"uri": "pvc:///a.jsonl"}]}}, "pvc://claim/path"),
     "two targets": ({"training": {"lora": {"targetModules": ["all-linear", "q"]}}}, "either ['all-linear']"),
     "label key": ({"compute": {"podLabels": {"a b": "c"}}}, "a key is malformed"),

@@ -68,6 +68,13 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         },
         f"{PREPARATION}.counterfactuals": ["gender", "age"],
     },
+    "test data and no validation data": {
+        "spec.evaluation": {
+            "task": "chat", "test": {"sources": [{"uri": "s3://data/test.jsonl"}, {"uri": "hf://datasets/a/b"}]},
+            "baselines": [{"name": "old", "adapterURI": "s3://adapters/old"}],
+            "gate": [{"metric": "testLoss", "maximum": 2}, {"metric": "testChrf", "minImprovement": 0}],
+        },
+    },
     "checkpoints": {"spec.training.checkpoints": {"everySteps": 50, "keep": 3}, "spec.training.stallSeconds": 600},
     "steps": {"spec.training": {"maxSteps": 1}},
     "part of an epoch": {"spec.training.epochs": 0.25},

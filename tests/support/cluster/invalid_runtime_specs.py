@@ -14,6 +14,8 @@ from tests.support.cluster.manifests import (
     VALIDATION_SPLIT,
 )
 
+TEST_DATA = {"sources": [{"uri": "s3://data/test.jsonl"}]}
+
 # name: (changes to the valid manifest, field in the error, text in the error)
 INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     # output and storage
@@ -115,11 +117,28 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a task with nothing to measure on": ({"spec.evaluation.task": "chat"}, "spec", "evaluation.task needs"),
     "a task for preferences": (
-        {**DPO_TRAINING, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation and method sft",
+        {**DPO_TRAINING, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation or evaluation.test, and",
     ),
     "an unknown task": ({"spec.evaluation.task": "poetry"}, "spec.evaluation.task", "Unsupported value"),
     "a gate with nothing to measure on": (
         {"spec.evaluation.gate": [{"metric": "evalLoss", "maximum": 1}]}, "spec", "evaluation.gate needs",
+    ),
+    "test data for preferences": (
+        {**DPO_TRAINING, "spec.evaluation.test": TEST_DATA}, "spec", "evaluation.test needs method sft",
+    ),
+    "test data from nowhere": (
+        {"spec.evaluation.test": {"sources": []}}, "spec.evaluation.test.sources", "at least 1",
+    ),
+    "test data on the own disk": (
+        {"spec.evaluation.test": {"sources": [{"uri": "file:///data/test.jsonl"}]}}, "spec",
+        "evaluation.test at file:// works only",
+    ),
+    "a gate on test data that is not there": (
+        {"spec.evaluation.gate": [{"metric": "testLoss", "maximum": 1}]}, "spec", "evaluation.gate needs",
+    ),
+    "a gate on the validation loss with test data alone": (
+        {"spec.evaluation.test": TEST_DATA, "spec.evaluation.gate": [{"metric": "evalLoss", "maximum": 1}]}, "spec",
+        "except crossValidationLoss and, with evaluation.test, those that begin with test",
     ),
     "one fold": ({CROSS_VALIDATION: {"folds": 1}}, f"{CROSS_VALIDATION}.folds", "greater than or equal to 2"),
     "11 folds": ({CROSS_VALIDATION: {"folds": 11}}, f"{CROSS_VALIDATION}.folds", "less than or equal to 10"),

@@ -52,7 +52,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "source without a scheme": ({f"{SOURCE}.uri": "./a.jsonl"}, "spec.dataset.sources[0]", "without a cluster"),
     "split of a bucket": ({f"{SOURCE}.split": "train"}, "spec.dataset.sources[0]", "subset and split apply to"),
     "source is a local file": ({f"{SOURCE}.uri": "file:///a.jsonl"}, "spec.dataset", "use s3://, hf:// or pvc://"),
-    "token of S3 data": ({"spec.dataset.tokenSecretRef": SECRET}, "spec.dataset", "applies to hf:// data only"),
+    "token of S3 data": ({"spec.dataset.tokenSecretRef": SECRET}, "spec", "applies to hf:// data only"),
     "source with ..": ({f"{SOURCE}.uri": "s3://data/../x"}, "spec.dataset.sources[0]", "must not contain '..'"),
     "source with a line break": ({f"{SOURCE}.uri": "s3://data/a\nb"}, "spec.dataset.sources[0].uri", "should match"),
     "unknown format": ({f"{SOURCE}.format": "csv"}, "spec.dataset.sources[0].format", "Unsupported value"),

@@ -27,14 +27,16 @@ def prepare_rows(
     settings: TrainerConfig,
     held_out: Sequence[Any] = (),
     template: str | None = CHATML,
+    test_rows: Sequence[Any] = (),
 ) -> PreparedData:
     source = settings.dataset.sources[0]
     folder.mkdir(exist_ok=True)
     training = [(source, [write_rows(folder / "rows", rows)])]
     validation = [(source, [write_rows(folder / "held out", held_out, "s3://data/val.jsonl")])] if held_out else []
+    test = [(source, [write_rows(folder / "test", test_rows, "s3://data/test.jsonl")])] if test_rows else []
     return preparation.prepare_dataset(
         settings,
-        DataFiles(training, "sha256:0", validation),
+        DataFiles(training, "sha256:0", validation, test),
         RowEncoding(tokenizer(template), get_method(settings)),
         folder / "work",
     )

@@ -76,6 +76,8 @@ class TrainingRequest:
     """Fields of `model` that differ from those of the tiny model."""
     rows: list[Any] | None = None
     """Rows to prepare. None: the rows of the method in `ROWS_BY_METHOD`."""
+    test_rows: list[Any] | None = None
+    """Rows of `evaluation.test`, if `rows` are given."""
     validate: bool = False
     """Whether the training rows are the validation rows too."""
     without: int | None = None
@@ -113,8 +115,11 @@ class TrainingRequest:
             data = make_prepared_data(training.method, self.validate)
             return replace(data, folds=make_folds(len(data.dataset), training.cross_validation))
         sources = [(self.config.dataset.sources[0], [write_rows(folder / "rows", self.rows)])]
+        test_rows = [write_rows(folder / "test-rows", self.test_rows)] if self.test_rows else []
+        test = [(self.config.dataset.sources[0], test_rows)] if test_rows else []
         encoding = RowEncoding(tokenizer, get_method(self.config))
-        data = preparation.prepare_dataset(self.config, preparation.DataFiles(sources, "sha256:0"), encoding, folder)
+        files = preparation.DataFiles(sources, "sha256:0", test_sources=test)
+        data = preparation.prepare_dataset(self.config, files, encoding, folder)
         if not self.validate:
             return data
         digests = make_digests(len(data.dataset))

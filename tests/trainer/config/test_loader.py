@@ -190,6 +190,16 @@ def test_load_local_path_is_relative_to_working_directory(
     assert config.dataset.sources[0].uri == expected.format(folder=tmp_path / "work", parent=tmp_path)
 
 
+def test_load_local_path_of_test_data_is_relative_to_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = build_manifest("epochs: 1", "epochs: 1\nevaluation: {test: {sources: [{uri: ./test.jsonl}]}}")
+    test = load_config(tmp_path, text).evaluation.test
+    assert test
+    assert [source.uri for source in test.sources] == [f"file://{tmp_path}/test.jsonl"]
+
+
 @pytest.mark.parametrize(("uri", "expected"), [("./model", "file://{folder}/model"), ("/models/a", "file:///models/a")])
 def test_load_local_model_is_relative_to_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str

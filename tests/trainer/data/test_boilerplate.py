@@ -156,7 +156,7 @@ def count_rejected(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> Counter
     held_out_filter = DuplicateFilter(held_out_index, rejects_duplicates=True)
     for row in held_out:
         held_out_filter.find_near(row)
-    row_filter = DuplicateFilter(DuplicateIndex(None, make_near_index(rows)), True, held_out_index)
+    row_filter = DuplicateFilter(DuplicateIndex(None, make_near_index(rows)), True, [held_out_index])
     return Counter(row_filter.find_near(row) for row in rows)
 
 

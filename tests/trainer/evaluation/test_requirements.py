@@ -9,7 +9,7 @@ import pytest
 from tests.support.trainer.tiny_model import CHATML, TRAINING_TIMEOUT, tokenizer
 from tests.support.trainer.tiny_training import TrainingRequest
 
-from finetune_trainer.contract import Reason
+from finetune_trainer.contract import Reason, Result
 from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
@@ -30,7 +30,9 @@ FITS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
 def check_requirements(rows: list[dict[str, str]], evaluation: dict[str, Any], folder: Path) -> None:
     from finetune_trainer.evaluation import requirements
 
-    request, words = TrainingRequest({}, rows=rows, validate=True, evaluation=evaluation), tokenizer(CHATML)
+    test_rows = [{"prompt": "Say 100 in German.", "completion": "Zahl hundert"}]
+    request = TrainingRequest({}, rows=rows, test_rows=test_rows, validate=True, evaluation=evaluation)
+    words = tokenizer(CHATML)
     requirements.check_requirements(request.config, request.prepare(words, folder), words)
 
 
@@ -41,8 +43,41 @@ def test_requirements_measurable_evaluation_is_accepted(
     check_requirements(rows, evaluation, tmp_path)
 
 
+TEST = {"sources": [{"uri": "s3://data/test.jsonl"}]}
+TRAINING_METRICS = [
+    *("trainLoss", "finalLoss", "trainSeconds", "steps", "tokens", "supervisedTokens", "tokensPerSecond"),
+    *("peakMemoryBytes", "energyWattHours", "bestStep", "crossValidationDeviation"),
+]
+"""Metrics of a run that its evaluation does not measure."""
+
+
+def test_requirements_metrics_of_the_largest_evaluation_fit_the_result() -> None:
+    from finetune_trainer.evaluation import requirements
+
+    evaluation = {"task": "summarization", "bias": {}, "test": TEST}
+    names = requirements.list_metrics(TrainingRequest({"crossValidation": {"folds": 2}}, evaluation=evaluation).config)
+    assert {"perplexity", "rougeL", "testLoss", "testRougeL", "biasFlags", "crossValidationLoss"} < {*names}
+    base_names = [f"base {name}" for name in names if name not in ("biasFlags", "crossValidationLoss")]
+    metrics = dict.fromkeys([*names, *base_names, *TRAINING_METRICS], 1.0)
+    Result(adapterURI="s3://adapters/a", digest="sha256:0", model_revision="main", metrics=metrics)
+
+
 REFUSED: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
-    "BLEU of words": (WORDS, BLEU, "evaluation.gate names bleu, which cannot be measured: no answer of the validation"),
+    "BLEU of words": (
+        WORDS,
+        BLEU,
+        "evaluation.gate names bleu, which cannot be measured: no reference answer has",
+    ),
+    "BLEU of words of the test": (
+        WORDS,
+        {"task": "translation", "test": TEST, "gate": [{"metric": "testBleu", "minimum": 10}]},
+        "evaluation.gate names testBleu, which cannot be measured: no reference answer has",
+    ),
+    "test metrics without test data": (
+        WORDS,
+        {"gate": [{"metric": "testLoss", "maximum": 1}]},
+        "evaluation.gate names testLoss, but this run measures only evalLoss",
+    ),
     "flags without bias": (
         WORDS,
         {"gate": [FLAGS]},

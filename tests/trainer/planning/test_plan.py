@@ -166,6 +166,14 @@ class TestPlanAgainstRun:
             r"at least .*: base model .*, data .*, prepared data .*, checkpoints .*, new adap", table["scratch"]
         )
 
+    def test_plan_counts_test_rows(self, job: Callable[..., Path], tmp_path: Path) -> None:
+        (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [ROWS[0], chat("And now?", "The blue one.")])))
+        evaluation = {"test": {"sources": [{"uri": f"file://{tmp_path}/test.jsonl"}]}}
+        plan = build_plan(load_manifest(job(ROWS, evaluation=evaluation)), tmp_path)
+        assert (plan.dataset.rows, plan.dataset.kept, plan.dataset.test) == (11, 7, 2)
+        assert plan.dataset.rejected == {"leaked": 1, "overlength": 1}
+        assert any(line.split() == ["rows", "for", "the", "test", "2"] for line in to_text(plan).splitlines())
+
     def test_plan_scratch_volume_too_small_is_refused_after_the_plan(
         self, job: Callable[..., Path], model_dir: Path, tmp_path: Path
     ) -> None:

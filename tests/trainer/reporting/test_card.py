@@ -50,6 +50,19 @@ def test_card_metrics_have_names_of_the_hub(caplog: pytest.LogCaptureFixture) ->
     assert data.metrics == sorted(names.values())
 
 
+def test_card_test_data_has_a_section_and_results_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    measures = [run_records.make_measure("testMacroF1", 0.1, 0.2, 0.01)]
+    evaluation = run_records.make_full_evaluation().model_copy(update={"test_measures": measures})
+    text = render_card(run_records.make_manifest(), evaluation, run_records.ADAPTER_FACTS)
+    results = parse_card(text, caplog).data.eval_results or []
+    (result,) = (result for result in results if result.dataset_name == "test rows of the run")
+    assert (result.metric_type, result.metric_name, result.metric_value) == ("f1", "Test macro F1", 0.2)
+    assert len(results) == len(evaluation.measures) + 1
+    section = text.partition("### Test data")[2].partition("## Overfitting")[0]
+    assert "Better: Test macro F1. These rows were measured once, after the training." in section
+    assert "| Test macro F1 (higher is better) | 0.100 (0.090 to 0.110) | 0.200" in section
+
+
 EXPECTED_TEXTS = {
     "base": f"Base model: `hf://org/base-1b`, `{run_records.COMMIT}`",
     "adapter": "rank 8, alpha 16, dropout 0, on k_proj, q_proj, v_proj; 1,048,576 trained parameters, ",

@@ -98,9 +98,10 @@ def _resolve_local_paths(spec: CommentedMap) -> None:
 
     A name such as `a/b` may be a path of data, but is the name of a model on the hub.
     """
-    dataset, model = spec.get("dataset"), spec.get("model")
+    dataset, model, evaluation = (spec.get(name) for name in ("dataset", "model", "evaluation"))
     validation = dataset.get("validation") if isinstance(dataset, CommentedMap) else None
-    for section in (dataset, validation):
+    test = evaluation.get("test") if isinstance(evaluation, CommentedMap) else None
+    for section in (dataset, validation, test):
         sources = section.get("sources") if isinstance(section, CommentedMap) else None
         for source in sources if isinstance(sources, CommentedSeq) else ():
             _replace_path(source)

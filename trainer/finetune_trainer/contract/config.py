@@ -190,6 +190,7 @@ def _drop_cluster_only_fields(spec: Mapping[str, Any], prefix: str = "") -> dict
     }
 
 
+_HAS_HELD_OUT_ROWS = "(has(self.dataset.validation) || has(self.evaluation.test))"
 TRAINER_RULES = (
     (
         "self.training.method == 'sft' || self.dataset.sources.all(each, each.format in ['auto', 'preference'])",
@@ -212,16 +213,22 @@ TRAINER_RULES = (
         "training.earlyStopping needs dataset.validation",
     ),
     (
-        "!has(self.evaluation.task) || (has(self.dataset.validation) && self.training.method == 'sft')",
-        "evaluation.task needs dataset.validation and method sft",
+        f"!has(self.evaluation.task) || ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",
+        "evaluation.task needs dataset.validation or evaluation.test, and method sft",
     ),
     (
-        "self.evaluation.baselines.size() == 0 || (has(self.dataset.validation) && self.training.method == 'sft')",
-        "evaluation.baselines needs dataset.validation and method sft",
+        f"self.evaluation.baselines.size() == 0 || ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",
+        "evaluation.baselines needs dataset.validation or evaluation.test, and method sft",
     ),
     (
-        "has(self.dataset.validation) || self.evaluation.gate.all(each, each.metric == 'crossValidationLoss')",
-        "evaluation.gate needs dataset.validation for all metrics except crossValidationLoss",
+        "!has(self.evaluation.test) || self.training.method == 'sft'",
+        "evaluation.test needs method sft",
+    ),
+    (
+        "has(self.dataset.validation) || self.evaluation.gate.all(each, each.metric == 'crossValidationLoss' "
+        "|| (has(self.evaluation.test) && each.metric.startsWith('test')))",
+        "evaluation.gate needs dataset.validation for all metrics except crossValidationLoss and, with "
+        "evaluation.test, those that begin with test",
     ),
     (
         "has(self.training.crossValidation) || self.evaluation.gate.all(each, each.metric != 'crossValidationLoss')",

@@ -40,7 +40,7 @@ class GateRule(Model):
 
     metric: MetricName
     """metric is the name of a metric that `evaluation.task` measures, or `evalLoss`, `perplexity` or
-    `crossValidationLoss`."""
+    `crossValidationLoss`, or with `evaluation.test` also `testLoss`, `testAccuracy` and so on."""
     minimum: float | None = None
     """minimum is the lowest value that passes."""
     maximum: float | None = None
@@ -102,20 +102,21 @@ class HeldOutTest(Model):
     """HeldOutTest is data that neither the training nor the choice of a model has seen."""
 
     sources: list[DataSource] = Field(min_length=1, max_length=4)
-    """sources are the locations of the test rows. Training rows that also occur there are dropped and counted as
-    `leaked`."""
+    """sources are the locations of the test rows. Training and validation rows that also occur there are dropped and
+    counted as `leaked`."""
 
 
 class Evaluation(Model):
     """Evaluation configures how the fine-tuned model is compared with the base model before it is published."""
 
     task: Task | None = None
-    """task selects the metrics of generated answers to the validation rows. `classification`: accuracy, macro-F1,
-    confusion matrix. `summarization`: ROUGE. `translation`: BLEU, chrF. `chat`, `generation`: chrF. It needs
-    `dataset.validation` and method sft. If unset, no answers are generated; loss and perplexity are always measured."""
+    """task selects the metrics of generated answers to the validation and test rows. `classification`: accuracy,
+    macro-F1, confusion matrix. `summarization`: ROUGE. `translation`: BLEU, chrF. `chat`, `generation`: chrF. It needs
+    `dataset.validation` or `evaluation.test`, and method sft. If unset, no answers are generated; loss and perplexity
+    are always measured."""
     max_samples: int = Field(default=200, ge=1, le=10_000)
-    """maxSamples is the maximum number of validation rows to generate answers for, evenly spaced over all rows.
-    Defaults to 200."""
+    """maxSamples is the maximum number of validation rows, and of test rows, to generate answers for, evenly spaced
+    over all rows. Defaults to 200."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
     """maxNewTokens is the maximum length of a generated answer, in tokens. If the data has longer answers, it is raised
     to a quarter more than the longest of the evaluated rows, up to 1024, so that no right answer is cut. Answers that

@@ -125,10 +125,10 @@ class Progress(Model):
 
 
 class DatasetReport(Model):
-    """DatasetReport accounts for every row: rows = kept + validation + the sum of rejected."""
+    """DatasetReport accounts for every row: rows = kept + validation + test + the sum of rejected."""
 
     rows: Count
-    """rows is the number of rows read from training and validation sources."""
+    """rows is the number of rows read from training, validation and test sources."""
     kept: Count
     """kept is the number of rows to train on."""
     augmented: Count = 0
@@ -136,6 +136,8 @@ class DatasetReport(Model):
     `dataset.preparation.counterfactuals`."""
     validation: Count = 0
     """validation is the number of rows held out for validation."""
+    test: Count | None = None
+    """test is the number of rows of `evaluation.test`. It is unset without test data."""
     rejected: dict[Annotated[str, StringConstraints(max_length=64)], Count] = Field(default={}, max_length=16)
     """rejected is the number of dropped rows by reason."""
     cleaned: Count = 0
@@ -235,7 +237,7 @@ class Outcome(Model):
     backend: Annotated[str, StringConstraints(max_length=32)] | None = None
     """backend is the backend that was used."""
     dataset: DatasetReport | None = None
-    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + the sum of
+    """dataset counts the rows of the dataset by what happened to them: rows = kept + validation + test + the sum of
     rejected."""
     result: Result | None = None
     """result describes the published result."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -205,16 +205,17 @@ class DuplicateIndex:
 
 @dataclass(frozen=True)
 class DuplicateFilter:
-    """Finds the reason to reject a row that repeats an earlier row of its split or a row of the held-out split."""
+    """Finds the reason to reject a row that repeats an earlier row of its split or a row of a held-out split."""
 
     index: DuplicateIndex
     rejects_duplicates: bool
     """Whether exact duplicates within the split are rejected."""
-    held_out: DuplicateIndex | None = None
+    held_out: Sequence[DuplicateIndex] = ()
+    """Rows of the splits that must have no row in common with this one."""
 
     def find_exact(self, row: Row) -> str | None:
         """Return `leaked`, `duplicate` or None, and add the row to the index."""
-        if self.held_out and self.held_out.contains(row):
+        if any(index.contains(row) for index in self.held_out):
             return "leaked"
         is_new = self.index.add(row)
         return "duplicate" if self.rejects_duplicates and not is_new else None
@@ -224,7 +225,7 @@ class DuplicateFilter:
         if self.index.near is None:
             return None
         signature, answer_sketch = self.index.near.compute_signature(row), sketch_answers(row)
-        if self.held_out and self.held_out.contains_near(signature, answer_sketch):
+        if any(index.contains_near(signature, answer_sketch) for index in self.held_out):
             return "leaked"
         if self.index.contains_near(signature, answer_sketch):
             return "nearDuplicate"

@@ -1,9 +1,10 @@
 """Data preparation: from the rows of the sources to tokens on disk, with a report that accounts for every row.
 
-The rows of `validation.sources` come first, so that training rows that are also validation rows are found. Rows are
-read, cleaned, redacted, compared with earlier rows, tokenized and written in batches. Memory grows with the number of
-rows only for groups of rows: by 8 bytes per row for `validation.fraction` and `crossValidation`, and by a few KB per
-row for near-duplicates, which are limited to `deduplication.MAX_NEAR_DUPLICATE_ROWS` rows.
+The rows of `evaluation.test.sources` come first and those of `validation.sources` second, so that training rows that
+are also held-out rows are found, and validation rows that are also test rows. Rows are read, cleaned, redacted,
+compared with earlier rows, tokenized and written in batches. Memory grows with the number of rows only for groups of
+rows: by 8 bytes per row for `validation.fraction` and `crossValidation`, and by a few KB per row for near-duplicates,
+which are limited to `deduplication.MAX_NEAR_DUPLICATE_ROWS` rows.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ from finetune_trainer.contract import DatasetReport, DataSource, Reason, Trainer
 from finetune_trainer.data import folds, splits
 from finetune_trainer.data.deduplication import (
     MAX_NEAR_DUPLICATE_ROWS,
-    DuplicateFilter,
-    DuplicateIndex,
-    HashSet,
     MinHashIndex,
     RowGroups,
 )
 from finetune_trainer.data.folds import Folds
+from finetune_trainer.data.held_out_splits import TEST, VALIDATION, DuplicateSearch, HeldOutSplits
 from finetune_trainer.data.loss_masking import LossMasker
-from finetune_trainer.data.preparation_report import RowLedger
+from finetune_trainer.data.preparation_report import HeldOutCounts, RowLedger
 from finetune_trainer.data.rewritten_text import RewrittenRows
 from finetune_trainer.data.row_counter import RowCounter
 from finetune_trainer.data.row_digests import RowDigests
@@ -62,6 +61,12 @@ class DataFiles:
     sources: SourceFiles
     digest: str
     validation_sources: SourceFiles = ()
+    test_sources: SourceFiles = ()
+
+    @property
+    def all_sources(self) -> SourceFiles:
+        """All sources in the order in which they are read."""
+        return [*self.test_sources, *self.validation_sources, *self.sources]
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class PreparedData:
     """Texts of the rows of `validation`, by the same numbers, if `evaluation.task` is set."""
     validation_digests: DigestTable | None = None
     """Digests of the rows of `validation`, by the same numbers, or None without validation rows."""
+    test: datasets.Dataset | None = None
+    """Rows of `evaluation.test`, or None without it."""
+    test_texts: datasets.Dataset | None = None
+    """Texts of the rows of `test`, by the same numbers, if `evaluation.task` is set."""
 
     @property
     def digest(self) -> str:
@@ -123,7 +132,7 @@ def prepare_dataset(
     """Read, check, clean, deduplicate, tokenize and mask all rows of `files`. Write the tokens to files in `work_dir`.
 
     No row is longer than `model.maxLength` and `encoding.max_positions`. The report accounts for every row:
-    rows = kept + validation + the sum of rejected.
+    rows = kept + validation + test + the sum of rejected.
 
     Raises `DATA_INVALID` if too many rows are invalid (the message names the first ones), or if the rows cannot be
     split as configured; `DATASET_EMPTY` if no row is left; `CONFIG_INVALID` if there are too many rows for
@@ -146,20 +155,14 @@ def _prepare_rows(
     work_dir: Path,
     boilerplate: frozenset[int] | None,
 ) -> PreparedData:
-    validation_index = _build_duplicate_index(config, work_dir, boilerplate, needs_exact=bool(files.validation_sources))
-    rejects_duplicates = config.dataset.preparation.deduplicate != "none"
-    validation_writer = SplitWriter(
-        context,
-        work_dir / "validation.arrow",
-        DuplicateFilter(validation_index, rejects_duplicates),
-        digests=RowDigests(work_dir / "validation.digests"),
-    )
-    validation_writer.write(context.reader.read(files.validation_sources))
-    training_index = _build_duplicate_index(config, work_dir, boilerplate)
+    search = DuplicateSearch(context, work_dir, boilerplate)
+    held_out = HeldOutSplits(search, work_dir)
+    held_out.write(TEST, files.test_sources)
+    held_out.write(VALIDATION, files.validation_sources)
     training_writer = SplitWriter(
         context,
         work_dir / "dataset.arrow",
-        DuplicateFilter(training_index, rejects_duplicates, held_out=validation_index),
+        search.create_filter(held_out.indexes),
         _build_row_groups(config, boilerplate),
         RowDigests(work_dir / "dataset.digests") if _get_validation_fraction(config) else None,
     )
@@ -167,11 +170,12 @@ def _prepare_rows(
     _log_unused_columns(context.reader)
     context.ledger.check_rewritten_rows(context.tokenizer)
     context.ledger.check_invalid_rows(context.reader.row_count)
-    return _split_rows(config, files, context, training_writer, validation_writer)
+    return _split_rows(config, files.digest, context, training_writer, held_out)
 
 
 def _log_report(report: DatasetReport) -> None:
     counts = [f"{report.kept:,} to train on", f"{report.validation:,} held out for validation"]
+    counts += [] if report.test is None else [f"{report.test:,} held out for the test"]
     counts += [f"{count:,} rejected as {reason}" for reason, count in report.rejected.items()]
     log.info("dataset: of %s read, %s", pluralize(report.rows, "row"), ", ".join(counts))
 
@@ -184,19 +188,19 @@ def _log_unused_columns(reader: RowReader) -> None:
 
 def _split_rows(
     config: TrainerConfig,
-    files: DataFiles,
+    digest: str,
     context: PreparationContext,
     training_writer: SplitWriter,
-    validation_writer: SplitWriter,
+    held_out: HeldOutSplits,
 ) -> PreparedData:
     """Hold out validation rows if the config asks for a fraction, assign folds, and report on all rows."""
     held_out_rows = _select_held_out_rows(config, training_writer)
     validation_rows = held_out_rows[~training_writer.stats.is_augmented(held_out_rows)]
     report = context.ledger.build_report(
         context.reader.row_count,
-        len(validation_rows) + validation_writer.stats.row_count,
+        HeldOutCounts(len(validation_rows) + (held_out.count_rows(VALIDATION) or 0), held_out.count_rows(TEST)),
         training_writer.stats.compute_totals(held_out_rows),
-        files.digest,
+        digest,
     )
     dataset, validation = _split_dataset(training_writer.load_dataset(), held_out_rows, validation_rows)
     archive = training_writer.load_archive()
@@ -204,7 +208,7 @@ def _split_rows(
     return PreparedData(
         dataset,
         report,
-        _load_validation_dataset(files, validation_writer) or validation,
+        held_out.load_dataset(VALIDATION) or validation,
         context.ledger.rejections.examples,
         training_writer.stats.compute_length_histogram(),
         _build_folds(config, training_writer, held_out_rows),
@@ -214,8 +218,10 @@ def _split_rows(
         answer_ends=context.ledger.answer_ends,
         locations=_locate_first_rows(training_writer, held_out_rows),
         texts=texts,
-        validation_texts=validation_writer.load_archive() if files.validation_sources else validation_texts,
-        validation_digests=_load_validation_digests(files, training_writer, validation_writer, validation_rows),
+        validation_texts=held_out.load_archive(VALIDATION) or validation_texts,
+        validation_digests=_load_validation_digests(held_out, training_writer, validation_rows),
+        test=held_out.load_dataset(TEST),
+        test_texts=held_out.load_archive(TEST),
     )
 
 
@@ -256,7 +262,7 @@ def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema
     if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = RowReader(schema, config.dataset.preparation).read([*files.validation_sources, *files.sources])
+    rows = RowReader(schema, config.dataset.preparation).read(files.all_sources)
     for number, (_, row) in enumerate(rows):
         if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(
@@ -277,16 +283,6 @@ def _get_validation_fraction(config: TrainerConfig) -> float | None:
 def _needs_row_groups(config: TrainerConfig) -> bool:
     """Return whether the rows are split by groups: into training and validation rows, or into folds."""
     return _get_validation_fraction(config) is not None or config.training.cross_validation is not None
-
-
-def _build_duplicate_index(
-    config: TrainerConfig, work_dir: Path, boilerplate: frozenset[int] | None, *, needs_exact: bool = False
-) -> DuplicateIndex:
-    preparation = config.dataset.preparation
-    exact_index = HashSet(work_dir) if needs_exact or preparation.deduplicate != "none" else None
-    if preparation.deduplicate != "near":
-        return DuplicateIndex(exact_index, None)
-    return DuplicateIndex(exact_index, MinHashIndex(preparation.near_threshold, boilerplate or frozenset()))
 
 
 def _build_row_groups(config: TrainerConfig, boilerplate: frozenset[int] | None) -> RowGroups | None:
@@ -344,24 +340,10 @@ def _split_dataset(
     return dataset.select(training_rows), dataset.select(validation_rows)
 
 
-def _load_validation_dataset(files: DataFiles, validation_writer: SplitWriter) -> datasets.Dataset | None:
-    if not files.validation_sources:
-        return None
-    if not validation_writer.stats.row_count:
-        raise TrainerError(
-            Reason.DATASET_EMPTY,
-            "dataset.validation.sources: all of their rows were rejected; see the rejected rows in the report",
-        )
-    return validation_writer.load_dataset()
-
-
 def _load_validation_digests(
-    files: DataFiles,
-    training_writer: SplitWriter,
-    validation_writer: SplitWriter,
-    validation_rows: NDArray[np.int64],
+    held_out: HeldOutSplits, training_writer: SplitWriter, validation_rows: NDArray[np.int64]
 ) -> DigestTable | None:
     """Return the digests of the validation rows. `validation_rows` are those that are held out of the training rows."""
-    if files.validation_sources:
-        return validation_writer.digests.load() if validation_writer.digests else None
-    return training_writer.digests.load()[validation_rows] if training_writer.digests and len(validation_rows) else None
+    if training_writer.digests and len(validation_rows):
+        return training_writer.digests.load()[validation_rows]
+    return held_out.load_digests(VALIDATION)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,27 @@ class RowStats:
         return np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.row_count, len(STAT_NAMES)))
 
 
+@dataclass(frozen=True)
+class HeldOutCounts:
+    """Numbers of rows that are read but not trained on."""
+
+    validation: int
+    test: int | None = None
+    """None without test data."""
+
+    @property
+    def total(self) -> int:
+        """Number of all these rows."""
+        return self.validation + (self.test or 0)
+
+    def describe(self) -> list[str]:
+        """Return a clause for each split that has rows."""
+        clauses = ((self.validation, "held out for validation"), (self.test, "held out for the test"))
+        return [f"{count} {purpose}" for count, purpose in clauses if count]
+
+
 class RowLedger:
-    """Accounts for every row: the rows read are the kept, the validation and the rejected rows."""
+    """Accounts for every row: the rows read are the kept, the validation, the test and the rejected rows."""
 
     def __init__(
         self, config: TrainerConfig, object_uris: Sequence[str], limits: LengthLimits, rejections: Rejections
@@ -148,16 +168,17 @@ class RowLedger:
         )
 
     def build_report(
-        self, row_count: int, validation_count: int, totals: Mapping[str, int], digest: str
+        self, row_count: int, held_out: HeldOutCounts, totals: Mapping[str, int], digest: str
     ) -> DatasetReport:
         """Return the report. `totals` are the sums over the rows that are trained on. Raises `DATASET_EMPTY`."""
         kept_count = totals["rows"] - totals["augmented"]
-        self._check_balance(row_count, kept_count, validation_count)
+        self._check_balance(row_count, kept_count, held_out)
         return DatasetReport(
             rows=row_count,
             kept=kept_count,
             augmented=totals["augmented"],
-            validation=validation_count,
+            validation=held_out.validation,
+            test=held_out.test,
             rejected=self.rejections.counts,
             cleaned=totals["cleaned"],
             truncated=totals["truncated"],
@@ -169,25 +190,25 @@ class RowLedger:
             digest=digest,
         )
 
-    def _check_balance(self, row_count: int, kept_count: int, validation_count: int) -> None:
+    def _check_balance(self, row_count: int, kept_count: int, held_out: HeldOutCounts) -> None:
         """Raise `DATASET_EMPTY` if no row is left to train on, `INTERNAL_ERROR` if a row is not accounted for."""
         if not kept_count:
-            raise TrainerError(Reason.DATASET_EMPTY, self._format_empty_message(row_count, validation_count))
+            raise TrainerError(Reason.DATASET_EMPTY, self._format_empty_message(row_count, held_out))
         rejected_count = sum(self.rejections.counts.values())
-        if row_count != kept_count + validation_count + rejected_count:
+        if row_count != kept_count + held_out.total + rejected_count:
             raise TrainerError(
                 Reason.INTERNAL_ERROR,
-                f"{row_count} rows were read, but {kept_count} were kept, {validation_count} held out for validation "
-                f"and {rejected_count} rejected, which does not add up; please report this",
+                f"{row_count} rows were read, but {kept_count} were kept, {held_out.total} held out and "
+                f"{rejected_count} rejected, which does not add up; please report this",
             )
 
-    def _format_empty_message(self, row_count: int, validation_count: int) -> str:
+    def _format_empty_message(self, row_count: int, held_out: HeldOutCounts) -> str:
         if not row_count:
             hidden_count = len(self._object_uris) - _MAX_NAMED_OBJECTS
             suffix = f" and {hidden_count} more" if hidden_count > 0 else ""
             return f"the data objects contain no rows: {', '.join(self._object_uris[:_MAX_NAMED_OBJECTS])}{suffix}"
         parts = [f"{count} {reason}" for reason, count in self.rejections.counts.items()]
-        summary = ", ".join([*parts, *([f"{validation_count} held out for validation"] if validation_count else [])])
+        summary = ", ".join([*parts, *held_out.describe()])
         return (
             f"none of {row_count} rows can be trained on: {summary}; the longest row has {self._max_length} tokens, "
             f"{self._limits.explanation}"

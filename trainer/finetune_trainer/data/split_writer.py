@@ -1,4 +1,4 @@
-"""Writer of one split (training or validation): cleans, filters, renders and tokenizes rows, and writes the tokens."""
+"""Writer of one split: cleans, filters, renders and tokenizes rows, and writes the tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_trainer.contract import Preparation
 from finetune_trainer.data import tokenized_rows
 from finetune_trainer.data.augment.counterfactual import swap_row_terms
 from finetune_trainer.data.cleaning import clean_text
-from finetune_trainer.data.deduplication import DuplicateFilter, RowGroups
+from finetune_trainer.data.deduplication import DuplicateFilter, DuplicateIndex, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import find_pii, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
@@ -46,7 +46,7 @@ GIL. Their own thread pool is not used: a process that has it cannot be forked l
 
 @dataclass(frozen=True)
 class PreparationContext:
-    """Settings and collaborators that the training and the validation split share."""
+    """Settings and collaborators that the splits share."""
 
     preparation: Preparation
     schema: RowSchema
@@ -93,8 +93,8 @@ def _prefetch_batches(batches: Iterator[_TokenizingBatch]) -> Iterator[_Tokenizi
 
 
 class SplitWriter:
-    """Writes the rows of one split that are not rejected. Only the training split has a held-out split in
-    `duplicate_filter`, and only the training split is augmented. The digests of the rows are recorded in `digests`."""
+    """Writes the rows of one split that are not rejected, and their counterfactuals if the context asks for them. The
+    digests of the rows are recorded in `digests`."""
 
     def __init__(
         self,
@@ -111,6 +111,11 @@ class SplitWriter:
         self.digests = digests
         self.stats = RowStats(path.with_suffix(".facts"))
         self._locations = RowLocations(path.with_suffix(".locations"))
+
+    @property
+    def index(self) -> DuplicateIndex:
+        """The written rows, to find their duplicates in other splits."""
+        return self._duplicate_filter.index
 
     def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
         """Write the tokens of all accepted rows to an Arrow stream, which `datasets` memory-maps."""
@@ -177,8 +182,7 @@ class SplitWriter:
             reason = find_rejection_reason(pending_row.row, drops_echoes=self._context.preparation.drop_echoes)
             if not self._reject_for(reason or self._duplicate_filter.find_exact(pending_row.row), pending_row):
                 yield pending_row
-                if self._duplicate_filter.held_out:
-                    yield from self._build_counterfactuals(pending_row)
+                yield from self._build_counterfactuals(pending_row)
 
     def _clean_row(self, location: SourceLocation, row: Row) -> PendingRow:
         preparation, stats = self._context.preparation, dict[str, int]()

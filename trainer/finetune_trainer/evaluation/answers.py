@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import Task, TrainerConfig
 from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
-from finetune_trainer.evaluation.prompts import EvaluationRow, TemplateFrame
+from finetune_trainer.evaluation import task_metrics
+from finetune_trainer.evaluation.prompts import (
+    EvaluationRow,
+    TemplateFrame,
+    list_cut_answers,
+    list_unfinished_reasoning,
+)
 from finetune_trainer.modeling.batch_limits import choose_new_tokens
 from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.loading import LoadedModel
@@ -52,7 +58,7 @@ class PromptAnswers:
 
 @dataclass
 class RowAnswers(PromptAnswers):
-    """Answers to validation rows."""
+    """Answers to validation or test rows."""
 
     rows: Sequence[EvaluationRow] = ()
 
@@ -66,6 +72,15 @@ class RowAnswers(PromptAnswers):
     def references(self) -> list[str]:
         """The answers of the data."""
         return [row.reference for row in self.rows]
+
+    def list_problems(self, task: Task) -> list[str]:
+        """Return what lowers the metrics of the task, or prevents one, each with the reason."""
+        cut_count = sum(answer.is_cut for answer in self.by_model[TUNED])
+        return [
+            *task_metrics.list_missing(task, self.references),
+            *list_cut_answers(self.rows, cut_count, self.max_new_tokens),
+            *list_unfinished_reasoning(self.by_model[BASE], self.max_new_tokens),
+        ]
 
     def build_samples(self, max_rows: int) -> Iterator[Sample]:
         """Yield the first rows as the report shows them, without personal data and secrets."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import Reason, Task, TrainerConfig
@@ -30,13 +30,21 @@ _METRICS_BY_TASK = {
 }
 
 
+def get_test_metric(name: str) -> str:
+    """Return the name of a metric that is measured on the rows of `evaluation.test`: `testLoss`, `testAccuracy`, …"""
+    return "testLoss" if name == "evalLoss" else f"test{name[0].upper()}{name[1:]}"
+
+
 def list_metrics(config: TrainerConfig) -> list[str]:
     """Return the names of all metrics that the evaluation measures."""
+    task_metrics = _METRICS_BY_TASK[config.evaluation.task]
+    test_metrics = [*map(get_test_metric, ["evalLoss", *task_metrics])] if config.evaluation.test else []
     bias_metrics = ["biasFlags"] if config.evaluation.bias else []
     fold_metrics = ["crossValidationLoss"] if config.training.cross_validation else []
     return [
         *get_method(config).metrics,
-        *_METRICS_BY_TASK[config.evaluation.task],
+        *task_metrics,
+        *test_metrics,
         *bias_metrics,
         *fold_metrics,
     ]
@@ -85,15 +93,20 @@ def _check_task(config: TrainerConfig, task: Task, prepared: PreparedData) -> No
     from finetune_trainer.evaluation.prompts import list_references
 
     max_rows = config.evaluation.max_samples
-    validation_references, training_references = (
+    validation_references, test_references, training_references = (
         [] if texts is None else list_references(texts, max_rows)
-        for texts in (prepared.validation_texts, prepared.texts)
+        for texts in (prepared.validation_texts, prepared.test_texts, prepared.texts)
     )
-    # Of both splits: a few validation rows may each have a label of their own.
-    problem = find_task_problem(task, [*validation_references, *training_references])
+    # Of all splits: a few validation rows may each have a label of their own.
+    problem = find_task_problem(task, [*validation_references, *test_references, *training_references])
     if problem:
         raise TrainerError(Reason.CONFIG_INVALID, problem)
-    if any(rule.metric == "bleu" for rule in config.evaluation.gate) and (
-        problem := explain_no_bleu(validation_references)
-    ):
-        raise TrainerError(Reason.CONFIG_INVALID, f"evaluation.gate names bleu, which cannot be measured: {problem}")
+    _check_bleu(config, {"bleu": validation_references, "testBleu": test_references})
+
+
+def _check_bleu(config: TrainerConfig, references_by_metric: Mapping[str, Sequence[str]]) -> None:
+    gated = {rule.metric for rule in config.evaluation.gate}
+    for metric, references in references_by_metric.items():
+        if metric in gated and (problem := explain_no_bleu(references)):
+            message = f"evaluation.gate names {metric}, which cannot be measured: {problem}"
+            raise TrainerError(Reason.CONFIG_INVALID, message)

@@ -18,18 +18,13 @@ from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_b
 from finetune_trainer.evaluation.catastrophic_forgetting import measure_forgetting
 from finetune_trainer.evaluation.curves import downsample_points
 from finetune_trainer.evaluation.forgetting import judge_forgetting
+from finetune_trainer.evaluation.held_out_test import HeldOutTestEvaluation
 from finetune_trainer.evaluation.losses import (
     build_fold_measures,
     measure_eval_loss,
     measure_perplexity,
 )
-from finetune_trainer.evaluation.prompts import (
-    TemplateFrame,
-    list_cut_answers,
-    list_unfinished_reasoning,
-    select_evenly,
-    select_rows,
-)
+from finetune_trainer.evaluation.prompts import TemplateFrame, select_evenly, select_rows
 from finetune_trainer.evaluation.row_scores import ValidationLosses
 from finetune_trainer.modeling.baseline_adapter import use_baseline
 from finetune_trainer.modeling.batch_limits import choose_new_tokens, limit_loss_tokens
@@ -120,6 +115,7 @@ class EvaluationResults:
     training_loss: float | None = None
     forgetting: ForgettingResult | None = None
     bias: BiasResult | None = None
+    test: HeldOutTestEvaluation | None = None
     missing: list[str] = field(default_factory=list)
 
     def add_comparisons(self, baseline: str, compared: Sequence[Measure]) -> None:
@@ -148,6 +144,9 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
         if config.evaluation.task and inputs.prepared.validation is not None:
             with results.section(f"answers for {config.evaluation.task}"):
                 _measure_answers(inputs, config.evaluation.task, results, heartbeat)
+        if inputs.prepared.test is not None:
+            results.test = HeldOutTestEvaluation(config, inputs.loaded_model, inputs.prepared, heartbeat)
+            results.missing += results.test.measure_models(results.section)
         if config.evaluation.sample_prompts:
             with results.section("sample prompts"):
                 _answer_sample_prompts(inputs, results, heartbeat)
@@ -228,10 +227,7 @@ def _measure_answers(
     answers = RowAnswers.from_rows(rows, frame, config)
     _generate_with_both(inputs, answers, heartbeat)
     results.row_answers = answers
-    results.missing += task_metrics.list_missing(task, answers.references)
-    cut_count = sum(answer.is_cut for answer in answers.by_model[TUNED])
-    results.missing += list_cut_answers(rows, cut_count, answers.max_new_tokens)
-    results.missing += list_unfinished_reasoning(answers.by_model[BASE], answers.max_new_tokens)
+    results.missing += answers.list_problems(task)
     measures, results.confusion = task_metrics.measure_task(
         task, answers.references, answers.list_texts(BASE), answers.list_texts(TUNED)
     )
@@ -275,6 +271,8 @@ def _measure_baseline(
             answers.by_model[name] = answers.generate(inputs.loaded_model, heartbeat)
     if task and results.row_answers:
         results.add_comparisons(name, baselines.compare_answers(task, results.row_answers, name))
+    if results.test:
+        results.test.measure_baseline(name)
 
 
 def _compare_losses(
@@ -331,9 +329,12 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         verdict = _judge_overfitting(inputs, results, training_losses, validation_losses)
     fold_losses = train_result.fold_losses
     cross_validation = CrossValidationResult.from_losses(fold_losses) if fold_losses else None
+    test_measures = results.test.measures if results.test else []
+    gated_measures = [*results.measures, *test_measures, *build_fold_measures(cross_validation)]
     return EvaluationReport(
         task=settings.task,
         measures=results.measures,
+        test_measures=test_measures or None,
         confusion=results.confusion,
         samples=list(_build_samples(results)),
         rows=_build_row_scores(inputs.prepared, settings.task, results),
@@ -343,7 +344,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         forgetting=results.forgetting,
         bias=results.bias,
         cross_validation=cross_validation,
-        gate=gate.check_gate(settings.gate, [*results.measures, *build_fold_measures(cross_validation)]),
+        gate=gate.check_gate(settings.gate, gated_measures),
         examples=list(inputs.prepared.rejected_examples),
         unused_columns=dict(inputs.prepared.unused_columns),
         lengths=list(inputs.prepared.length_histogram),

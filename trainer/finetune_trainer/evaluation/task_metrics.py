@@ -62,7 +62,7 @@ def explain_no_bleu(references: Texts) -> str | None:
     tokenize = create_bleu(references).tokenizer
     if any(len(tokenize(reference.rstrip()).split()) >= _BLEU_ORDER for reference in references):
         return None
-    return f"no answer of the validation rows has {_BLEU_ORDER} words, which BLEU needs; chrf has no such limit"
+    return f"no reference answer has {_BLEU_ORDER} words, which BLEU needs; chrf has no such limit"
 
 
 def find_task_problem(task: Task, references: Texts) -> str | None:

@@ -46,7 +46,8 @@ class ResolvedInputs:
     config: TrainerConfig
     model: BaseModelSource
     data: list[DataListing]
-    """Files of each data source, then of `validation.sources`, then of `evaluation.bias.pairsURI`."""
+    """Files of each data source, then of `validation.sources`, `evaluation.test.sources` and
+    `evaluation.bias.pairsURI`."""
     adapter: S3ModelSource | None = None
     baselines: dict[str, S3ModelSource] = field(default_factory=dict)
     """Adapters of `evaluation.baselines`, by name."""
@@ -97,6 +98,8 @@ class DownloadedInputs:
     """The base model, without its weights until `fetch_weights` has completed it."""
     sources: list[tuple[DataSource, list[InputFile]]]
     validation: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
+    test: list[tuple[DataSource, list[InputFile]]] = field(default_factory=list)
+    """Files of `evaluation.test.sources`."""
     adapter: FetchedModel | None = None
     """The adapter that training starts from, if any."""
     pairs: list[InputFile] = field(default_factory=list)
@@ -141,8 +144,9 @@ class DownloadedInputs:
 
     @property
     def files(self) -> list[InputFile]:
-        """All data files in the order of sources and keys; those of `validation.sources` and sentence pairs last."""
-        return [*(file for _, source_files in [*self.sources, *self.validation] for file in source_files), *self.pairs]
+        """All data files in the order of sources and keys: to train on, to validate with, to test with, and pairs."""
+        sources = [*self.sources, *self.validation, *self.test]
+        return [*(file for _, source_files in sources for file in source_files), *self.pairs]
 
     @property
     def digest(self) -> str:
@@ -183,8 +187,16 @@ def log_inputs(resolved: ResolvedInputs) -> None:
 
 
 def _list_data_sources(config: TrainerConfig) -> list[DataSource]:
+    return [*config.dataset.sources, *_list_validation_sources(config), *_list_test_sources(config)]
+
+
+def _list_validation_sources(config: TrainerConfig) -> list[DataSource]:
     validation = config.dataset.validation
-    return [*config.dataset.sources, *((validation and validation.sources) or [])]
+    return (validation and validation.sources) or []
+
+
+def _list_test_sources(config: TrainerConfig) -> list[DataSource]:
+    return config.evaluation.test.sources if config.evaluation.test else []
 
 
 def start_download(resolved: ResolvedInputs, folder: Path) -> Future[DownloadedInputs]:
@@ -231,17 +243,20 @@ def _collect_downloads(
     counter: _DownloadProgress,
 ) -> DownloadedInputs:
     # Data first: it is small, and its errors are more likely.
-    sources, downloaded_files = _list_data_sources(resolved.config), [future.result() for future in data]
-    files_by_source = list(zip(sources, downloaded_files, strict=False))
-    training_count = len(resolved.config.dataset.sources)
+    config, downloaded_files = resolved.config, iter([future.result() for future in data])
+    sources, validation, test = (
+        [(source, next(downloaded_files)) for source in group]
+        for group in (config.dataset.sources, _list_validation_sources(config), _list_test_sources(config))
+    )
     fetched = {name: future.result() for name, future in adapters.items()}
     fetched_adapters = {name: model for name, (model, _) in fetched.items()}
     downloaded = DownloadedInputs(
         settings.result(),
-        files_by_source[:training_count],
-        files_by_source[training_count:],
+        sources,
+        validation,
+        test,
         adapter=fetched_adapters.pop(START_ADAPTER, None),
-        pairs=[file for pair_files in downloaded_files[len(sources) :] for file in pair_files],
+        pairs=[file for pair_files in downloaded_files for file in pair_files],
         baselines=fetched_adapters,
         results={name: result for name, (_, result) in fetched.items() if result},
         skipped_files=resolved.skipped_files,

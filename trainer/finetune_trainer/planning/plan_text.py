@@ -52,6 +52,8 @@ def _dataset_lines(report: DatasetReport) -> Iterator[tuple[str, str]]:
     yield "rows kept", f"{report.kept:,}"
     if report.validation:
         yield "rows for validation", f"{report.validation:,}"
+    if report.test:
+        yield "rows for the test", f"{report.test:,}"
     for reason, count in report.rejected.items():
         yield f"rejected: {reason}", f"{count:,}"
     yield "tokens", f"{report.tokens:,}, of which {report.supervised_tokens:,} are supervised"

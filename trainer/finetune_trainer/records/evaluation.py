@@ -257,6 +257,8 @@ class EvaluationReport(Model):
 
     task: Task | None = None
     measures: list[Measure] = Field(default=[])
+    test_measures: list[Measure] | None = None
+    """Metrics on the rows of `evaluation.test`, which did not choose the model: `testLoss`, `testAccuracy`, …"""
     confusion: ConfusionMatrix | None = None
     samples: list[Sample] = Field(default=[])
     rows: list[RowScores] = Field(default=[], exclude=True)
@@ -284,7 +286,7 @@ class EvaluationReport(Model):
     def flatten_metrics(self) -> dict[str, float]:
         """Return the measures as plain numbers: `accuracy`, `baseAccuracy`, …"""
         metrics: dict[str, float] = {}
-        for measure in self.measures:
+        for measure in [*self.measures, *(self.test_measures or [])]:
             metrics[measure.name] = measure.tuned.value
             if measure.base:
                 metrics["base" + measure.name[0].upper() + measure.name[1:]] = measure.base.value

@@ -12,7 +12,7 @@ from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting.adapter_info import parse_config
 from finetune_trainer.reporting.baselines import build_baseline_tables
 from finetune_trainer.reporting.formatting import display_name
-from finetune_trainer.reporting.verdicts import group_by_direction, list_preflight_warnings
+from finetune_trainer.reporting.verdicts import group_by_direction, list_judged_measures, list_preflight_warnings
 from finetune_trainer.text import to_one_line
 
 _MIN_ROWS = 100
@@ -78,7 +78,7 @@ def _advise_on_overfitting(evaluation: EvaluationReport, manifest: AdapterManife
     result = evaluation.overfitting
     if result.verdict == "overfitting":
         yield _describe_shorter_training(result.best_step, manifest)
-    elif not manifest.dataset.validation and not evaluation.cross_validation:
+    elif not (manifest.dataset.validation or manifest.dataset.test or evaluation.cross_validation):
         yield "Hold out validation rows (dataset.validation.fraction: 0.05): otherwise quality on new rows is unknown."
     elif _is_still_falling(evaluation) and not _is_overtrained(evaluation):
         yield "The validation loss was still falling at the end: train longer (training.epochs or training.maxSteps)."
@@ -128,7 +128,7 @@ def _advise_on_quality(
 
 
 def _explain_no_test(evaluation: EvaluationReport) -> str:
-    if evaluation.measures:
+    if list_judged_measures(evaluation):
         return "no change was tested"
     return "only cross-validation was run" if evaluation.cross_validation else "there are no validation rows"
 
@@ -163,7 +163,7 @@ def _advise_on_missing(evaluation: EvaluationReport) -> Iterator[str]:
 
 
 def _select_underpowered(evaluation: EvaluationReport) -> list[Measure]:
-    underpowered = [measure for measure in evaluation.measures if is_underpowered(measure)]
+    underpowered = [measure for measure in list_judged_measures(evaluation) if is_underpowered(measure)]
     return [measure for measure in underpowered if measure.tuned.samples < _MIN_ROWS]
 
 
@@ -174,9 +174,15 @@ def _advise_on_row_count(evaluation: EvaluationReport) -> Iterator[str]:
         counts = sorted({measure.tuned.samples for measure in measures})
         row_range = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
         yield (
-            f"Measure on more rows (dataset.validation): {names} had only {row_range}, too few to distinguish "
+            f"Measure on more rows ({_name_rows(evaluation)}): {names} had only {row_range}, too few to distinguish "
             "a change from chance."
         )
+
+
+def _name_rows(evaluation: EvaluationReport) -> str:
+    """Return the field with the rows that the quality is judged on."""
+    is_test = list_judged_measures(evaluation) == evaluation.test_measures
+    return "evaluation.test" if is_test else "dataset.validation"
 
 
 def _advise_on_small_effect(evaluation: EvaluationReport, manifest: AdapterManifest) -> Iterator[str]:

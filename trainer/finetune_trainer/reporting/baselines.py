@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, comparison_direction
 from finetune_trainer.records.evaluation import BaselineRecord, Comparison, EvaluationReport, Measure
@@ -36,23 +37,31 @@ class BaselineTable:
 
     name: str
     rows: list[BaselineRow]
-    held_out_note: str
-    """Whether the rows were held out when the baseline was trained, as a sentence."""
+    held_out_note: str = ""
+    """Whether the validation rows were held out when the baseline was trained, as a sentence."""
 
 
 def build_baseline_tables(evaluation: EvaluationReport) -> list[BaselineTable]:
     """Return one table for each baseline, in the order of the config."""
-    names = dict.fromkeys(name for measure in evaluation.measures for name in measure.baselines)
-    return [BaselineTable(name, _build_rows(evaluation, name), _describe_rows(evaluation, name)) for name in names]
+    return [
+        replace(table, held_out_note=_describe_rows(evaluation, table.name))
+        for table in build_tables(evaluation.measures)
+    ]
 
 
 def _describe_rows(evaluation: EvaluationReport, name: str) -> str:
     return _HELD_OUT if evaluation.baselines.get(name, BaselineRecord()).held_out else _MAYBE_TRAINED
 
 
-def _build_rows(evaluation: EvaluationReport, name: str) -> list[BaselineRow]:
+def build_tables(measures: Sequence[Measure]) -> list[BaselineTable]:
+    """Return one table for each baseline that the measures are compared with."""
+    names = dict.fromkeys(name for measure in measures for name in measure.baselines)
+    return [BaselineTable(name, _build_rows(measures, name)) for name in names]
+
+
+def _build_rows(measures: Sequence[Measure], name: str) -> list[BaselineRow]:
     return [
         BaselineRow(measure, comparison, comparison_direction(comparison, higher_is_better=measure.higher_is_better))
-        for measure in evaluation.measures
+        for measure in measures
         if (comparison := measure.baselines.get(name))
     ]

@@ -21,7 +21,7 @@ from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
-from finetune_trainer.reporting import data_table, verdicts
+from finetune_trainer.reporting import data_table, held_out_test, verdicts
 from finetune_trainer.reporting.adapter_info import (
     describe_adapter,
     describe_training_length,
@@ -42,6 +42,15 @@ _HUB_METRICS = {
     "rouge1": "rouge",
     "rouge2": "rouge",
     "rougeL": "rouge",
+    "testLoss": "loss",
+    "testAccuracy": "accuracy",
+    "testMacroF1": "f1",
+    "testRouge1": "rouge",
+    "testRouge2": "rouge",
+    "testRougeL": "rouge",
+    "testBleu": "bleu",
+    "testChrf": "chrf",
+    "testExactMatch": "exact_match",
 }
 """Names of metrics on the hub that differ from those in `evaluation.json`."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -128,6 +137,7 @@ def _build_evaluation_context(evaluation: EvaluationReport) -> dict[str, Any]:
         "has_p_values": any(measure.p_value is not None for measure in evaluation.measures),
         "min_interval_rows": MIN_SAMPLES,
         "baselines": build_baseline_tables(evaluation),
+        "test": held_out_test.build_section(evaluation),
         "checks": verdicts.trust_verdicts(evaluation),
         "folds": evaluation.cross_validation,
         "bias": evaluation.bias,
@@ -166,12 +176,15 @@ def _choose_license(config: TrainerConfig, manifest: AdapterManifest) -> dict[st
 
 def _build_hub_results(manifest: AdapterManifest, evaluation: EvaluationReport) -> Iterator[EvalResult]:
     """Yield the metrics of the tuned model for the `model-index` of the hub."""
-    for measure in evaluation.measures:
+    test_measures = evaluation.test_measures or []
+    for measure in [*evaluation.measures, *test_measures]:
+        is_test = measure in test_measures
         yield EvalResult(
             task_type="text-generation",
             task_name=evaluation.task,
             dataset_type="private",
-            dataset_name="validation rows of the run",
+            dataset_name="test rows of the run" if is_test else "validation rows of the run",
+            dataset_split="test" if is_test else None,  # the hub merges results whose datasets differ in the name alone
             dataset_revision=manifest.dataset.digest,
             metric_type=_HUB_METRICS.get(measure.name, to_one_line(measure.name, 100)),
             metric_name=to_one_line(display_name(measure.name), 100),

@@ -21,6 +21,8 @@ _REASON_TEXTS = {
     "promptsDiffer": "the two prompts did not have the same tokens",
 }
 
+_LEAKED_WITH_TEST = "duplicates of validation or test rows"
+
 
 @dataclass(frozen=True)
 class DataTableRow:
@@ -38,8 +40,11 @@ def build_data_table(report: DatasetReport) -> list[DataTableRow]:
     table = [DataTableRow("trained on", report.kept, "used for training", "kept")]
     if report.validation:
         table.append(DataTableRow("validation", report.validation, "held out for evaluation", "validation"))
+    if report.test:
+        table.append(DataTableRow("test", report.test, "held out for the test of the finished model", "validation"))
+    reasons = _REASON_TEXTS if report.test is None else {**_REASON_TEXTS, "leaked": _LEAKED_WITH_TEST}
     table += [
-        DataTableRow(reason, count, _REASON_TEXTS.get(reason, "rejected"), "rejected")
+        DataTableRow(reason, count, reasons.get(reason, "rejected"), "rejected")
         for reason, count in sorted(report.rejected.items(), key=lambda item: -item[1])
         if count
     ]

@@ -18,6 +18,15 @@ _METRIC_NAMES = {
     "exactMatch": "Exact match",
     "evalRewardAccuracy": "Reward accuracy",
     "crossValidationLoss": "Cross-validation loss",
+    "testLoss": "Test loss",
+    "testAccuracy": "Test accuracy",
+    "testMacroF1": "Test macro F1",
+    "testRouge1": "Test ROUGE-1",
+    "testRouge2": "Test ROUGE-2",
+    "testRougeL": "Test ROUGE-L",
+    "testBleu": "Test BLEU",
+    "testChrf": "Test chrF",
+    "testExactMatch": "Test exact match",
     "generalPerplexity": "Perplexity",  # the text next to it says of which data
     "biasFlags": "Bias flags",
 }

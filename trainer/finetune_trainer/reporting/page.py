@@ -11,7 +11,7 @@ from finetune_trainer.evaluation.decisions import change_direction
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport, Sample
 from finetune_trainer.records.manifest import ROW_SCORES_NAME, AdapterManifest
-from finetune_trainer.reporting import charts, data_table, verdicts
+from finetune_trainer.reporting import charts, data_table, held_out_test, verdicts
 from finetune_trainer.reporting.adapter_info import get_run_name, list_settings, list_timings, parse_config
 from finetune_trainer.reporting.advice import build_advice
 from finetune_trainer.reporting.baselines import build_baseline_tables
@@ -67,6 +67,7 @@ def _verdict_context(manifest: AdapterManifest, evaluation: EvaluationReport) ->
         "directions": [change_direction(measure) for measure in evaluation.measures],
         "has_intervals": any(measure.change and measure.change.low is not None for measure in evaluation.measures),
         "baselines": build_baseline_tables(evaluation),
+        "test": held_out_test.build_section(evaluation),
         "advice": build_advice(evaluation, manifest),
     }
 

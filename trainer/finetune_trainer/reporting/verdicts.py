@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_trainer.evaluation.decisions import ChangeDirection, change_direction
 from finetune_trainer.evaluation.exact_tests import MIN_TEST_SAMPLES
 from finetune_trainer.formatting import pluralize
-from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, PreflightFinding
+from finetune_trainer.records.evaluation import EvaluationReport, GateCheck, Measure, PreflightFinding
 from finetune_trainer.reporting.formatting import display_name
 from finetune_trainer.text import to_one_line
 
 Tone = Literal["good", "bad", "unsure"]
-_LOSSES = ("evalLoss", "perplexity")
+_LOSSES = ("evalLoss", "perplexity", "testLoss")
 """Metrics that do not need answers."""
 _BIAS_FLAGS = "biasFlags"
 """A metric that compares both models itself. It has a verdict of its own."""
@@ -29,8 +30,20 @@ class Verdict:
     detail: str = ""
 
 
+def list_judged_measures(evaluation: EvaluationReport) -> list[Measure]:
+    """Return the measures that the quality is judged by: those of the validation rows or, without any, of the test
+    rows."""
+    validation_measures = [measure for measure in evaluation.measures if measure.name != _BIAS_FLAGS]
+    return validation_measures or evaluation.test_measures or []
+
+
 def group_by_direction(evaluation: EvaluationReport) -> dict[ChangeDirection, list[str]]:
-    """Return the names of the metrics by the direction of their change."""
+    """Return the names of the metrics that the quality is judged by, by the direction of their change."""
+    return group_measures(list_judged_measures(evaluation))
+
+
+def group_measures(measures: Sequence[Measure]) -> dict[ChangeDirection, list[str]]:
+    """Return the names of metrics by the direction of their change."""
     names_by_direction: dict[ChangeDirection, list[str]] = {
         "better": [],
         "worse": [],
@@ -38,9 +51,8 @@ def group_by_direction(evaluation: EvaluationReport) -> dict[ChangeDirection, li
         "few": [],
         "unknown": [],
     }
-    for measure in evaluation.measures:
-        if measure.name != _BIAS_FLAGS:
-            names_by_direction[change_direction(measure)].append(to_one_line(display_name(measure.name), 60))
+    for measure in measures:
+        names_by_direction[change_direction(measure)].append(to_one_line(display_name(measure.name), 60))
     return names_by_direction
 
 
@@ -51,6 +63,11 @@ def quality_verdict(evaluation: EvaluationReport) -> Verdict:
         coverage = "Only cross-validation was run." if evaluation.cross_validation else "There are no validation rows."
         return _mark_rejected(evaluation, Verdict("Quality", "unsure", "Not compared with the base model", coverage))
     tone, text = _judge_quality(evaluation, names_by_direction)
+    return _mark_rejected(evaluation, Verdict("Quality", tone, text, describe_directions(names_by_direction)))
+
+
+def describe_directions(names_by_direction: Mapping[ChangeDirection, Sequence[str]]) -> str:
+    """Return the names of the metrics of each direction in sentences."""
     descriptions = {
         "better": "Better",
         "worse": "Worse",
@@ -58,10 +75,10 @@ def quality_verdict(evaluation: EvaluationReport) -> Verdict:
         "few": f"Measured on fewer than {MIN_TEST_SAMPLES} rows",
         "unknown": "Measured without a test of the change",
     }
-    detail = ". ".join(
-        f"{descriptions[direction]}: {', '.join(names)}" for direction, names in names_by_direction.items() if names
-    )
-    return _mark_rejected(evaluation, Verdict("Quality", tone, text, f"{detail}."))
+    sentences = [
+        f"{descriptions[direction]}: {', '.join(names)}." for direction, names in names_by_direction.items() if names
+    ]
+    return " ".join(sentences)
 
 
 def _mark_rejected(evaluation: EvaluationReport, verdict: Verdict) -> Verdict:
@@ -90,7 +107,7 @@ def _judge_quality(
 def _judge_answers(evaluation: EvaluationReport) -> tuple[Tone, str]:
     """Judge a model that is better by some metrics and worse by none: a lower loss alone does not make the answers
     better, which the metrics of a task measure."""
-    answer_measures = [measure for measure in evaluation.measures if measure.name not in _LOSSES]
+    answer_measures = [measure for measure in list_judged_measures(evaluation) if measure.name not in _LOSSES]
     directions = {change_direction(measure) for measure in answer_measures} - {"unknown"}
     if directions and "better" not in directions:
         return "unsure", "Lower loss than the base model, but no clearly better answers"

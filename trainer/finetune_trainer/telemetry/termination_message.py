@@ -218,12 +218,10 @@ def _shrink_result(result: Result) -> Iterator[Result]:
 
 
 def _select_measures(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that a model can be chosen by: those that the base model has too, and the loss of folds."""
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name == "crossValidationLoss" or f"base{name[0].upper()}{name[1:]}" in metrics
-    }
+    """Return the metrics that a model can be chosen by: those that the base model has too, and the loss of folds. The
+    metrics of the test data choose no model."""
+    measures = {name for name in metrics if f"base{name[0].upper()}{name[1:]}" in metrics} | {"crossValidationLoss"}
+    return {name: value for name, value in metrics.items() if name in measures and not name.startswith("test")}
 
 
 def _truncate_utf8(text: str, limit: int) -> str:
