@@ -81,8 +81,14 @@ def call(kubeconfig: Path) -> Iterator[Call]:
 
 @pytest.fixture(scope="session")
 def crd(call: Call) -> Manifest:
-    """The CRD as `make generate` writes it, established."""
-    definition = dict(yaml.safe_load(CRD.read_text()))
+    """The CRDs as `make generate` writes them, established. Return that of FineTuneJobs."""
+    definitions = list(yaml.safe_load_all(CRD.read_text()))
+    for definition in definitions:
+        _install_crd(call, definition)
+    return dict(definitions[0])
+
+
+def _install_crd(call: Call, definition: Manifest) -> None:
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     crd_path = f"{path}/{definition['metadata']['name']}"
     try:
@@ -93,9 +99,8 @@ def crd(call: Call) -> Manifest:
         call("PATCH", crd_path, {"spec": definition["spec"]})
     deadline = time.monotonic() + 30
     while not _is_established(call("GET", crd_path)):
-        assert time.monotonic() < deadline, "the CRD is not established after 30 s"
+        assert time.monotonic() < deadline, f"{crd_path} is not established after 30 s"
         time.sleep(0.1)
-    return definition
 
 
 def _is_established(definition: Manifest) -> bool:

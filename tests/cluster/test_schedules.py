@@ -32,14 +32,17 @@ def flow(cluster: Cluster, operator: str, tiny_model: Path) -> Iterator[ClusterH
         yield harness
 
 
-def _build_rows(answer: str, count: int = 24) -> bytes:
-    turns = [({"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": answer}) for n in range(count)]
+def _build_rows(answer: str, verb: str = "Tell", count: int = 24) -> bytes:
+    """Return rows whose prompts differ from those of the validation rows, which would be dropped as leaked."""
+    turns = [
+        ({"role": "user", "content": f"{verb} {n}"}, {"role": "assistant", "content": answer}) for n in range(count)
+    ]
     return "\n".join(json.dumps({"messages": list(pair)}) for pair in turns).encode()
 
 
 def _build_template(flow: ClusterHarness) -> Manifest:
     """Return a template that trains on a folder and is measured on rows with the answer `Gladly.`."""
-    flow.s3.put_object(Bucket=flow.bucket, Key="held-out.jsonl", Body=_build_rows("Gladly."))
+    flow.s3.put_object(Bucket=flow.bucket, Key="held-out.jsonl", Body=_build_rows("Gladly.", "Say"))
     spec = json.loads(flow.build_manifest("template", source="s3://{bucket}/growing/", steps=6))["spec"]
     spec["dataset"]["validation"] = {"sources": [{"uri": f"s3://{flow.bucket}/held-out.jsonl"}]}
     spec["dataset"]["preparation"] = {"deduplicate": "none"}
@@ -48,8 +51,10 @@ def _build_template(flow: ClusterHarness) -> Manifest:
 
 
 def _wait_for(flow: ClusterHarness, kind: str, name: str, is_done: Callable[[Manifest], object]) -> Manifest:
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 300
     while not is_done(status := flow.get_object(kind, name).get("status", {})):
+        failed_runs = [run["message"] for run in status.get("runs", ()) if run.get("decision") == "RunFailed"]
+        assert not failed_runs, f"{name}: {failed_runs}"
         assert time.monotonic() < deadline, f"{name}: {status}"
         time.sleep(2)
     return status
