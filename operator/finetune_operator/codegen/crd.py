@@ -52,15 +52,16 @@ _JOB_COLUMNS: tuple[PrinterColumn, ...] = (
 )
 _SCHEDULE_COLUMNS: tuple[PrinterColumn, ...] = (
     ("Schedule", "string", ".spec.schedule", 0),
-    ("Suspend", "boolean", ".spec.suspend", 0),
+    # Active, Suspended, or what must be corrected.
+    ("Reason", "string", '.status.conditions[?(@.type=="Stalled")].reason', 0),
     ("Active", "string", ".status.active[0]", 0),
     ("Last Run", "string", ".status.runs[0].name", 0),
     ("Decision", "string", ".status.runs[0].decision", 0),
     ("Champion", "string", ".status.champion.run", 0),
     ("Up-To-Date", "string", '.status.conditions[?(@.type=="UpToDate")].status', 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
-    ("Next", "date", ".status.nextScheduleTime", 1),
-    ("Reason", "string", '.status.conditions[?(@.type=="Stalled")].reason', 1),
+    ("Next", "string", ".status.nextScheduleTime", 1),  # a time in the future is `<invalid>` as a date
+    ("Suspend", "boolean", ".spec.suspend", 1),
     ("Adapter", "string", ".status.champion.adapterURI", 1),
 )
 _SWEEP_COLUMNS: tuple[PrinterColumn, ...] = (
@@ -71,8 +72,8 @@ _SWEEP_COLUMNS: tuple[PrinterColumn, ...] = (
     ("Failed", "integer", ".status.counts.failed", 0),
     ("Best", "string", ".status.best.name", 0),
     ("Value", "number", ".status.best.value", 0),
+    ("Verdict", "string", ".status.best.verdict", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
-    ("Verdict", "string", ".status.best.verdict", 1),
     ("GPU-Seconds", "integer", ".status.gpuSeconds", 1),
     ("Report", "string", ".status.reportURI", 1),
 )

@@ -71,7 +71,7 @@ class Bounds(Model):
     """allowedModels limits `model.uri`, and with it the volume claim that the model is read from, `model.adapterURI`
     and the adapters in `evaluation.baselines`. It applies to the repository, not to the commit."""
     allowed_datasets: list[DatasetPattern] = Field(default=[], max_length=100)
-    """allowedDatasets limits the URIs in `dataset.sources`, `dataset.validation.sources` and
+    """allowedDatasets limits the URIs in `dataset.sources`, `dataset.validation.sources`, `evaluation.test.sources` and
     `evaluation.bias.pairsURI`, and with them the volume claims that data is read from. A pattern for the hub applies to
     the repository, not to the revision and the path in it."""
     allowed_model_cache_claims: list[NamePattern] = Field(default=[], max_length=100)

@@ -73,6 +73,42 @@ def test_schedule_gauges_next_time_is_absent_while_suspended(suspend: bool, show
     assert samples["finetune_schedule_last_successful_timestamp_seconds"] == {}
 
 
+PHASES = {
+    "none": ([], 0),
+    "complete": (["Complete", "Failed"], 0),
+    "failed": (["Failed", "Cancelled", "Complete", "Failed"], 2),
+    "active": ([None, "Failed", "Complete"], 1),
+}
+
+
+@pytest.mark.parametrize(("phases", "failed"), PHASES.values(), ids=PHASES)
+def test_schedule_gauges_count_runs_that_failed_since_last_complete_one(phases: list[str | None], failed: int) -> None:
+    status = {"runs": [{"name": "bot-1", "phase": phase} if phase else {"name": "bot-2"} for phase in phases]}
+    samples = _collect_schedules(build_schedule(status=status), build_schedule("b", spec={"suspend": True}))
+    assert samples["finetune_schedule_failed_runs"] == {("team", "bot"): failed}
+    assert samples["finetune_schedule_runs_since_promotion"] == {("team", "bot"): 0}
+
+
+def test_schedule_gauges_failed_tasks_have_reason() -> None:
+    conditions = [
+        {"type": "UpToDate", "status": "Unknown", "reason": "CheckFailed"},
+        {"type": "Promoted", "status": "False", "reason": "AliasConflict"},
+    ]
+    status = {"conditions": conditions}
+    samples = _collect_schedules(
+        build_schedule(status=status),
+        build_schedule("off", spec={"suspend": True}, status=status),
+        build_schedule(
+            "works", status={"conditions": [{"type": "Promoted", "status": "False", "reason": "NotBetter"}]}
+        ),
+    )
+    assert samples["finetune_schedule_task_failed"] == {
+        ("team", "bot", "CheckFailed"): 1,
+        ("team", "bot", "AliasConflict"): 1,
+        ("team", "off", "AliasConflict"): 1,
+    }
+
+
 def test_schedule_gauges_beyond_limit_are_counted_not_shown() -> None:
     samples = _collect_schedules(*(build_schedule(name) for name in "cab"), limit=2)
     assert set(samples["finetune_schedule_runs_since_promotion"]) == {("team", "a"), ("team", "b")}

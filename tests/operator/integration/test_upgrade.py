@@ -21,8 +21,11 @@ import pytest
 from tests.support.operator import api_server as api
 from tests.support.operator.builders import NOW, Body, build_terminated_state
 from tests.support.operator.fault_proxy import FaultProxy
-from tests.support.operator.namespace_harness import NamespaceHarness, RequestRejected
+from tests.support.operator.namespace_harness import NamespaceHarness
+from tests.support.operator.schedule_samples import build_schedule_manifest
 
+from finetune_operator.api.spec import GROUP
+from finetune_operator.codegen.crd import DEFINITIONS
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import CONFIG_ENV, TrainerConfig
 from local_cluster import tools
@@ -45,7 +48,9 @@ EARLIER_VALUES = {
 }
 NAME, NAMESPACE = "finetune-operator", "finetune-system"
 PROFILES_FILE = "FINETUNE_OPERATOR_PROFILES_FILE"
-CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
+CRDS = [
+    f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{definition.plural}.{GROUP}" for definition in DEFINITIONS
+]
 DOCUMENTED_UPGRADE = r"\nhelm upgrade finetune-operator charts/finetune-operator --namespace finetune-system (.*)\n"
 ENDS = {"done": (0, "Completed", "Complete"), "broken": (42, "DataInvalid", "Failed")}
 
@@ -142,19 +147,20 @@ def old(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[str]:
-    """Return the URL of a separate API server, because the charts replace the CRD."""
+    """Return the URL of a separate API server, because the charts replace the CRDs."""
     with api.run_api_server(tmp_path) as url:
         yield url
 
 
 @pytest.fixture
 async def cluster(own_server: str) -> AsyncIterator[NamespaceHarness]:
-    """Return a cluster without the CRD, in which the operator has the permissions of the chart."""
+    """Return a cluster without the CRDs, in which the operator has the permissions of the chart."""
     with FaultProxy(own_server) as proxy:
         async with api.open_session() as session:
             world = NamespaceHarness(session, proxy, "team", Settings())
-            await world.call("DELETE", CRD)
-            await world.wait_until(lambda: _is_gone(world))
+            for crd in CRDS:
+                await world.call("DELETE", crd)
+            await world.wait_until(lambda: _are_gone(world))
             for namespace in (NAMESPACE, world.namespace):
                 await world.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
             await _bind_role(world, "clusterrolebindings", {"kind": "ClusterRole", "name": NAME})
@@ -170,12 +176,9 @@ async def _bind_role(world: NamespaceHarness, path: str, role: Body) -> None:
     await world.call("POST", f"/apis/{group}/v1/{path}", binding)
 
 
-async def _is_gone(world: NamespaceHarness) -> bool:
-    try:
-        await world.call("GET", CRD)
-    except RequestRejected:
-        return True
-    return False
+async def _are_gone(world: NamespaceHarness) -> bool:
+    stored = await world.call("GET", CRDS[0].rpartition("/")[0])
+    return GROUP not in {crd["spec"]["group"] for crd in stored["items"]}
 
 
 @pytest.fixture
@@ -277,6 +280,8 @@ async def test_helm_upgrade_and_rollback_keep_runs(cluster: NamespaceHarness, re
             == TrainerConfig.from_manifest(stored).digest()
         )
         await _finish_run(world, "runs", *ENDS["done"])  # what the old version began ends under this one
+        schedule = build_schedule_manifest("bot", world.namespace, {"schedule": "0 3 * * 1"})
+        await world.call("POST", world.path("finetuneschedules"), schedule)
     before = await _get_run_identities(world)
 
     release.helm("rollback", NAME, "1")
@@ -289,3 +294,6 @@ async def test_helm_upgrade_and_rollback_keep_runs(cluster: NamespaceHarness, re
         assert _list_created_and_deleted(world) == [world.path("jobs")]
         await _finish_run(world, "new", *ENDS["done"])  # and what this version began under the old one
         await _finish_run(world, "newest", *ENDS["broken"])
+
+    release.helm("upgrade", NAME, ROOT / chart, *_documented_options())  # adopts the CRDs that the rollback has left
+    assert (await world.get("finetuneschedules"))["spec"]["schedule"] == "0 3 * * 1"

@@ -50,8 +50,8 @@ UNITLESS = {  # counts of things, which have no unit
     "finetune_operator_leader", "finetune_operator_queue_depth", "finetune_operator_stored_objects",
     "finetune_operator_namespace_readable", "finetune_unreadable_objects", "finetune_foreign_jobs",
     "finetune_profiles_invalid", "finetune_schedules", "finetune_schedule_champion_metric",
-    "finetune_schedule_runs_since_promotion", "finetune_schedules_omitted", "finetune_sweeps", "finetune_sweep_trials",
-    "finetune_sweeps_omitted",
+    "finetune_schedule_runs_since_promotion", "finetune_schedule_failed_runs", "finetune_schedule_task_failed",
+    "finetune_schedules_omitted", "finetune_sweeps", "finetune_sweep_trials", "finetune_sweeps_omitted",
 }  # fmt: skip
 
 

@@ -69,9 +69,11 @@ def _collect_metrics() -> Iterator[Metric]:
 def _collect_owner_metrics() -> Iterator[Metric]:
     time = "2026-11-23T08:00:00Z"
     times = {f"{name}Time": time for name in ("lastSchedule", "nextSchedule", "lastSuccessful")}
+    failed = {"type": "UpToDate", "status": "Unknown", "reason": "CheckFailed"}
+    champion = {"promotedTime": time, "metrics": {"accuracy": 0.9}}
     schedule = build_schedule(
         spec={"promotion": {"rules": [{"metric": "accuracy"}]}},
-        status={**times, "champion": {"promotedTime": time, "metrics": {"accuracy": 0.9}}},
+        status={**times, "champion": champion, "conditions": [failed]},
     )
     sweep = build_sweep(spec={"budget": {"gpuSeconds": 100}}, status={"gpuSeconds": 90})
     yield from collect_schedule_gauges(cache_owners(SCHEDULE_KIND, schedule), 10)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 
 import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from finetune_operator.api.schedule import ScheduleConditionType
+from finetune_operator.api import Phase
+from finetune_operator.api.schedule import ScheduleConditionType, ScheduleReason
 from finetune_operator.controller.owner_gauges import (
     Condition,
     OwnerMetadata,
@@ -18,6 +20,9 @@ from finetune_operator.controller.owner_gauges import (
 )
 from finetune_operator.kube.owner_cache import OwnerCache
 from finetune_operator.observed.objects import parse_timestamp
+
+_FAILED_PROMOTIONS = (ScheduleReason.PROMOTION_FAILED, ScheduleReason.ALIAS_CONFLICT)
+_FAILED_TASKS = (ScheduleReason.CHECK_FAILED, *_FAILED_PROMOTIONS)
 
 
 class _Rule(msgspec.Struct):
@@ -38,8 +43,13 @@ class _Champion(msgspec.Struct, rename="camel"):
     metrics: dict[str, float] = {}
 
 
+class _Run(msgspec.Struct):
+    phase: str | None = None
+
+
 class _Status(msgspec.Struct, rename="camel"):
     conditions: list[Condition] = []
+    runs: list[_Run] = []
     last_schedule_time: str | None = None
     next_schedule_time: str | None = None
     last_successful_time: str | None = None
@@ -66,6 +76,8 @@ def collect_schedule_gauges(cache: OwnerCache, max_series: int) -> Iterator[Metr
     shown = schedules[:max_series]
     yield from _build_timestamp_gauges(shown)
     yield from _build_champion_gauges(shown)
+    yield from _build_run_gauges(shown)
+    yield _build_task_gauge(shown)
     yield build_omitted_gauge("finetune_schedules_omitted", "FineTuneSchedules", len(schedules), max_series)
 
 
@@ -120,12 +132,46 @@ def _build_champion_gauges(schedules: list[_Schedule]) -> Iterator[Metric]:
     metrics = build_gauge(
         "finetune_schedule_champion_metric", "Metrics of promotion.rules of the champion.", labels=["metric"]
     )
-    runs = build_gauge("finetune_schedule_runs_since_promotion", "Complete runs since the last promotion.")
     for schedule in schedules:
-        runs.add_metric(schedule.labels, schedule.status.runs_since_promotion)
         if champion := schedule.status.champion:
             _add_time(promoted, schedule, champion.promoted_time)
             for name in dict.fromkeys(rule.metric for rule in schedule.spec.promotion.rules):
                 if name in champion.metrics:
                     metrics.add_metric([*schedule.labels, name], champion.metrics[name])
-    yield from (promoted, metrics, runs)
+    yield from (promoted, metrics)
+
+
+def _build_run_gauges(schedules: list[_Schedule]) -> Iterator[Metric]:
+    since_promotion = build_gauge(
+        "finetune_schedule_runs_since_promotion",
+        "Complete runs since the last promotion. Absent while the schedule is suspended.",
+    )
+    failed = build_gauge(
+        "finetune_schedule_failed_runs",
+        "Runs that have ended without a result since the last complete one. Absent while the schedule is suspended.",
+    )
+    for schedule in schedules:
+        if not schedule.spec.suspend:
+            since_promotion.add_metric(schedule.labels, schedule.status.runs_since_promotion)
+            failed.add_metric(schedule.labels, _count_failed_runs(schedule.status.runs))
+    yield from (since_promotion, failed)
+
+
+def _count_failed_runs(runs: list[_Run]) -> int:
+    """Return the number of runs after the last complete one that have ended. `runs` has the newest one first."""
+    ended_phases = [run.phase for run in runs if run.phase]
+    return len(list(takewhile(lambda phase: phase != Phase.COMPLETE, ended_phases)))
+
+
+def _build_task_gauge(schedules: list[_Schedule]) -> Metric:
+    family = build_gauge(
+        "finetune_schedule_task_failed",
+        "1 while the last task has failed, by reason: CheckFailed, PromotionFailed or AliasConflict.",
+        labels=["reason"],
+    )
+    for schedule in schedules:
+        # The inputs of a suspended schedule are not checked, but its champion may still be set.
+        reasons = _FAILED_PROMOTIONS if schedule.spec.suspend else _FAILED_TASKS
+        for reason in dict.fromkeys(each.reason for each in schedule.status.conditions if each.reason in reasons):
+            family.add_metric([*schedule.labels, reason], 1)
+    return family

@@ -16,6 +16,14 @@ _SILENT_REASONS = frozenset(
         ScheduleReason.RUN_ACTIVE,  # the Event RunCreated says it
         ScheduleReason.INPUTS_UNKNOWN,
         ScheduleReason.PROMOTING,
+        # The Event NotPromoted has these decisions.
+        ScheduleReason.AWAITING_APPROVAL,
+        ScheduleReason.NOT_BETTER,
+        ScheduleReason.NOT_MEASURED,
+        ScheduleReason.VETOED,
+        ScheduleReason.NOT_COMPARABLE,
+        ScheduleReason.HELD_OUT_ROWS_CHANGED,
+        ScheduleReason.CHAMPION_CHANGED,
     }
 )
 _WARNING_REASONS = frozenset(

@@ -98,3 +98,9 @@ def test_list_condition_events_report_each_new_champion() -> None:
 
     contents = list(list_condition_events(build("bot-1 is the champion"), build("bot-2 is the champion")))
     assert [(each.reason, each.message) for each in contents] == [("Promoted", "bot-2 is the champion")]
+
+
+@pytest.mark.parametrize(("reason", "count"), [("NotBetter", 0), ("AwaitingApproval", 0), ("PromotionFailed", 1)])
+def test_list_condition_events_leave_decisions_to_event_not_promoted(reason: str, count: int) -> None:
+    condition = Condition(type="Promoted", status="False", last_transition_time=NOW, reason=reason, message="why")
+    assert len(list(list_condition_events(build_status(), build_status(conditions=[condition])))) == count
