@@ -135,6 +135,10 @@ CHANGES: dict[str, tuple[Callable[[Project], None], tuple[bool, int, int, bool]]
     "validation data": (lambda each: each.put("held-out/v.jsonl", ROWS * 2), (False, SIZE, 0, False)),
     "a hidden file": (lambda each: each.put("rows/_SUCCESS", b""), (True, 0, 0, False)),
     "a file below the output": (lambda each: each.put("rows/bot-2/evaluation.jsonl", ROWS), (True, 0, 0, False)),
+    "the upload of another run": (
+        lambda each: (each.put("rows/bot-1/.upload.json", b"{}"), each.put("rows/bot-1/evaluation.jsonl", ROWS))[0],
+        (True, 0, 0, False),
+    ),
     "the model": (lambda each: each.put("model/model.safetensors", b"other"), (False, 0, 0, True)),
 }
 
