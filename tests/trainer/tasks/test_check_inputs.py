@@ -90,7 +90,8 @@ class Project:
 
     @property
     def task(self) -> CheckInputsTask:
-        dataset = self.spec["dataset"]
+        dataset, test = self.spec["dataset"], self.spec["evaluation"].get("test", {})
+        validation = dataset.get("validation", {})
         result = {
             "resultURI": f"s3://results/{self.folder.name}",
             "resultDigest": compute_digest(self.manifest.to_bytes()) if self.manifest else None,
@@ -98,7 +99,7 @@ class Project:
         return CheckInputsTask.model_validate(
             {
                 "modelURI": self.spec["model"]["uri"],
-                "sources": [*dataset["sources"], *dataset.get("validation", {}).get("sources", [])],
+                "sources": [*dataset["sources"], *validation.get("sources", []), *test.get("sources", [])],
                 "outputURI": self.spec["output"]["uri"],
                 **result,
             }
