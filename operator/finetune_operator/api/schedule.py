@@ -207,6 +207,11 @@ class FineTuneScheduleSpec(Model):
                 "each.metric in ['evalLoss', 'perplexity'])",
                 "promotion.rules for other metrics than evalLoss and perplexity need template.spec.evaluation.task",
             ),
+            (
+                "!has(self.alias) || !self.template.spec.dataset.sources.exists(each, "
+                "each.uri.endsWith('/') && self.alias.uri.startsWith(each.uri))",
+                "alias.uri must not be below template.spec.dataset.sources: each promotion would change the data",
+            ),
         )
     )
 

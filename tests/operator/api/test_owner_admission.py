@@ -69,6 +69,8 @@ REJECTED_SCHEDULES: list[tuple[Manifest, str]] = [
     ({"spec.promotion": {"rules": []}}, "at least 1 items"),
     ({"spec.alias": {"uri": "s3://a/champion"}}, "uri must end with .json"),
     ({"spec.alias": {"uri": "file:///champion.json"}}, "uri must be s3://bucket/prefix"),
+    ({"spec.alias": {"uri": "s3://data/bot/champion.json"}, f"{RUN}.dataset.sources.0.uri": "s3://data/bot/"},
+     "alias.uri must not be below"),
     ({"spec.schedule": "0 3 * * 1; rm"}, "should match"),
     ({"spec.runAt": "tomorrow"}, "date-time"),
     ({"spec.concurrencyPolicy": "Queue"}, "Unsupported value"),

@@ -12,7 +12,7 @@ from finetune_operator.api.sweep import SweepEventReason, SweepReason
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
-from finetune_trainer.publishing import merged_output, output_lock, publish, signing, uploads
+from finetune_trainer.publishing import merged_output, output_lock, publish, signing
 from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
 from finetune_trainer.records import findings, manifest, sweep
 from finetune_trainer.reporting import writer
@@ -112,7 +112,7 @@ def _output_keys() -> set[str]:
         writer.PROVENANCE_NAME,
         LOG_NAME,
         merged_output.MERGE_ATTEMPTS_NAME,
-        uploads.UPLOAD_RECORD_NAME,
+        manifest.UPLOAD_RECORD_NAME,
         manifest.MERGED_PREFIX,
         GENERATION_CONFIG_NAME,
     }

@@ -13,6 +13,7 @@ from finetune_trainer.data.preparation import PreparedData
 from finetune_trainer.data.row_archive import compute_row_digest
 from finetune_trainer.data.row_digests import compute_set_digest, iterate_digests
 from finetune_trainer.data.row_types import PromptCompletion
+from finetune_trainer.errors import TrainerError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -76,3 +77,42 @@ def test_validation_row_in_training_data_is_dropped_whatever_is_deduplicated(tmp
     for mode in ("none", "exact", "near"):
         prepared = prepare_held_out(tmp_path / mode, ROWS[:2], preparation={"deduplicate": mode})
         assert (prepared.report.rejected, prepared.report.kept) == ({"leaked": 2}, 3), mode
+
+
+QUESTION, ANSWER = "What is the capital of France, my friend?", "It is Paris, the city of light and love, on the Seine."
+TURNS = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+SAME_ROWS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": TURNS},
+    "turns": {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    "alpaca": {"instruction": QUESTION, "input": "", "output": ANSWER},
+    "sharegpt": {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]},
+    "invisible characters": prompt_completion(QUESTION + "\u200b", ANSWER),
+}
+SIMILAR_ROWS: dict[str, dict[str, Any]] = {
+    "case": prompt_completion(QUESTION.upper(), ANSWER),
+    "spaces": prompt_completion(f" {QUESTION}", ANSWER.replace(" ", "  ")),
+    "system prompt": {"messages": [{"role": "system", "content": "You are kind."}, *TURNS]},
+    "name": {"messages": [{**TURNS[0], "name": "Ada"}, TURNS[1]]},
+}
+
+
+def prepare_copy(folder: Path, row: dict[str, Any], mode: str) -> PreparedData:
+    """Prepare a single training row with a validation row that says the same."""
+    settings = build_config(validation=SOURCES, preparation={"deduplicate": mode})
+    return prepare_rows(folder, [row], settings, [prompt_completion(QUESTION, ANSWER)])
+
+
+@pytest.mark.parametrize("row", SAME_ROWS.values(), ids=SAME_ROWS)
+def test_validation_row_in_another_format_is_not_trained_on(tmp_path: Path, row: dict[str, Any]) -> None:
+    for mode in ("none", "exact", "near"):
+        with pytest.raises(TrainerError, match="1 leaked"):
+            prepare_copy(tmp_path / mode, row, mode)
+
+
+@pytest.mark.parametrize("row", SIMILAR_ROWS.values(), ids=SIMILAR_ROWS)
+def test_row_that_resembles_a_validation_row_is_dropped_as_a_near_duplicate(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    with pytest.raises(TrainerError, match="1 leaked"):
+        prepare_copy(tmp_path / "near", row, "near")
+    assert prepare_copy(tmp_path / "exact", row, "exact").report.kept == 1

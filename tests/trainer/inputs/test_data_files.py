@@ -65,6 +65,12 @@ def test_select_results_of_runs_are_left_out() -> None:
     assert own.names == ["d/a.jsonl"]
 
 
+def test_select_result_that_another_run_is_uploading_is_left_out() -> None:
+    """`adapter_config.json` is uploaded last. Until then, other runs would read the scores of rows as data."""
+    names = ["d/a.jsonl", "d/out/x/.upload.json", "d/out/x/evaluation.jsonl", "d/out/x/evaluation.json"]
+    assert select_data_files("s3://data/d/", "d/", names).names == ["d/a.jsonl"]
+
+
 def test_select_folder_of_a_result_is_read_if_named() -> None:
     names = ["x/adapter_config.json", "x/evaluation.jsonl"]
     assert select_data_files("s3://data/x/", "x/*.jsonl", names).names == ["x/evaluation.jsonl"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,16 @@ def test_test_data_is_measured_once_and_published(
     assert "### Test data" in card
     s3.put("s3://data/test.jsonl", NEW_ROWS)
     assert forks.run(job, maxSteps=4) is Reason.INPUTS_CHANGED, job.log
+
+
+def test_run_killed_while_it_measures_the_test_data_repeats_only_the_evaluation(
+    pods: Callable[[str], TrainerRun], forks: ForkServer
+) -> None:
+    job, training = pods("killed"), {"maxSteps": 4, "checkpoints": {"everySteps": 4}}
+    assert forks.run_until(job, "evaluation: test loss", signal.SIGKILL, **training) == -signal.SIGKILL
+    assert forks.run(job, **training) is Reason.COMPLETED, job.log
+    assert "resuming from step 4" in job.log
+    assert {"testLoss", "testChrf"} <= job.read_metrics().keys()
 
 
 def test_test_data_in_a_file_equal_to_the_training_data_leaves_nothing_to_train_on(

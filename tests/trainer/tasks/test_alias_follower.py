@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.support.trainer.champions import FILES, build_task, put_result, read_alias, write_key
 from tests.support.trainer.faulty_proxy import FaultyProxy
+from tests.support.trainer.task_packages import block_missing_packages
 
 from finetune_trainer.cli import app, sync_alias
 from finetune_trainer.contract import SIGNING_KEY_FILE_ENV, Reason, ResultReference
@@ -306,6 +307,18 @@ def test_sync_alias_command_follows_until_it_is_stopped(serving: Serving) -> Non
     assert "of the run bot-1, promoted 2026-03-04T05:06:07Z" in rest
     assert "does not exist" not in rest  # a problem is logged once
     assert rest.splitlines()[-1] == "Preempted: stopped by SIGTERM"
+
+
+def test_sync_alias_command_needs_only_the_packages_of_a_task(serving: Serving, tmp_path: Path) -> None:
+    public_key = write_key(tmp_path / "key.pem", ec.generate_private_key(ec.SECP256R1()))
+    serving.promote("bot-1")
+    program = block_missing_packages("import finetune_trainer.__main__ as main\nmain.main()")
+    line = [sys.executable, "-c", program, *parse_arguments(serving, "--once")]
+    assert subprocess.run(line, capture_output=True).returncode == 0
+    assert serving.read_card() == "card of bot-1"
+    process = subprocess.run([*line, "--key", str(public_key)], capture_output=True, text=True)
+    assert "AliasConflict: " in process.stderr
+    assert "it is not signed" in process.stderr
 
 
 def read_line(process: subprocess.Popen[str]) -> str:

@@ -90,7 +90,8 @@ class Project:
 
     @property
     def task(self) -> CheckInputsTask:
-        dataset = self.spec["dataset"]
+        dataset, test = self.spec["dataset"], self.spec["evaluation"].get("test", {})
+        validation = dataset.get("validation", {})
         result = {
             "resultURI": f"s3://results/{self.folder.name}",
             "resultDigest": compute_digest(self.manifest.to_bytes()) if self.manifest else None,
@@ -98,7 +99,7 @@ class Project:
         return CheckInputsTask.model_validate(
             {
                 "modelURI": self.spec["model"]["uri"],
-                "sources": [*dataset["sources"], *dataset.get("validation", {}).get("sources", [])],
+                "sources": [*dataset["sources"], *validation.get("sources", []), *test.get("sources", [])],
                 "outputURI": self.spec["output"]["uri"],
                 **result,
             }
@@ -135,6 +136,10 @@ CHANGES: dict[str, tuple[Callable[[Project], None], tuple[bool, int, int, bool]]
     "validation data": (lambda each: each.put("held-out/v.jsonl", ROWS * 2), (False, SIZE, 0, False)),
     "a hidden file": (lambda each: each.put("rows/_SUCCESS", b""), (True, 0, 0, False)),
     "a file below the output": (lambda each: each.put("rows/bot-2/evaluation.jsonl", ROWS), (True, 0, 0, False)),
+    "the upload of another run": (
+        lambda each: (each.put("rows/bot-1/.upload.json", b"{}"), each.put("rows/bot-1/evaluation.jsonl", ROWS))[0],
+        (True, 0, 0, False),
+    ),
     "the model": (lambda each: each.put("model/model.safetensors", b"other"), (False, 0, 0, True)),
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.trainer.sweep_trials import draw_row_losses, make_task, make_trial, publish_trial
+from tests.support.trainer.task_packages import block_missing_packages
 
 from finetune_trainer.contract import OUTCOME_MAX_BYTES, OUTCOME_PATH_ENV, TASK_CONFIG_ENV, Reason, TaskOutcome
 from finetune_trainer.tasks import runner
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
-
-MISSING_PACKAGES = ("torch", "transformers", "datasets", "ruamel", "cel", "orjson", "sacrebleu", "sklearn")
-"""Packages that the image of task pods does not have."""
 
 
 @pytest.fixture
@@ -41,10 +39,9 @@ def test_task_sweep_report_writes_outcome_without_the_packages_of_the_trainer(
     ]
     set_task(monkeypatch, s3, "sweepReport", make_task(output, trials, [1, 2]).to_json())
     monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "outcome"))
-    program = (
-        "import sys, finetune_trainer.__main__ as main; main.os._exit = sys.exit; sys.argv[1:] = ['task']\n"
-        f"sys.modules.update(dict.fromkeys({MISSING_PACKAGES}))\n"
-        "main.main()"
+    program = block_missing_packages(
+        "import finetune_trainer.__main__ as main, finetune_trainer.evaluation.classification\n"
+        "main.os._exit = sys.exit; sys.argv[1:] = ['task']; main.main()"
     )
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     outcome = TaskOutcome.model_validate_json((tmp_path / "outcome").read_text())

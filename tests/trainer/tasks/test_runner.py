@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.trainer.champions import build_task, put_result, write_key
 from tests.support.trainer.faulty_proxy import Fault, FaultyProxy
 from tests.support.trainer.hub_server import HubHandler, hub_endpoint
+from tests.support.trainer.task_packages import block_missing_packages
 from tests.trainer.tasks.test_clean import OLD, TIMING, WEEK, list_keys, output, put_checkpoints
 
 from finetune_trainer.cli import app, clean
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["hub_endpoint", "output"]
 
-PACKAGES_OF_THE_TRAINER = (
-    "torch", "transformers", "trl", "peft", "datasets", "pyarrow", "accelerate", "ruamel", "cel", "orjson",
-    "prometheus_client", "model_signing", "sigstore", "datasketch", "phonenumbers", "stdnum", "regex",
-)  # fmt: skip
 MODULES_OF_OTHER_PACKAGES = ("torch", "numpy", "transformers", "datasets", "ruamel", "cel", "orjson", "huggingface_hub")
 
 
@@ -87,9 +84,8 @@ def test_tasks_of_schedules_need_only_the_packages_of_their_image(
     promote = build_task(prefix, champion, signing={"keySecretRef": {"name": "team-key"}}).to_json()
     configs = ({"checkInputs": check_inputs}, {"promote": promote})
     tasks = [json.dumps({"storage": {"endpoint": s3.endpoint}, **config}) for config in configs]
-    program = (
-        f"import os, sys; sys.modules.update(dict.fromkeys({PACKAGES_OF_THE_TRAINER}))\n"
-        "from finetune_trainer.tasks import runner\n"
+    program = block_missing_packages(
+        "import os\nfrom finetune_trainer.tasks import runner\n"
         f"for task in sys.argv[1:]:\n    os.environ['{TASK_CONFIG_ENV}'] = task; print(runner.run_task().reason)"
     )
     process = subprocess.run([sys.executable, "-c", program, *tasks], capture_output=True, text=True)

@@ -158,7 +158,18 @@ class TestOutcome:
             assert (read.progress, read.dataset, read.result.baselines or []) == (None, None, champions)
             assert len(read.message.encode()) <= 256
         if read.dataset is None:
-            assert read.progress is None
+            assert (read.progress, read.result.baselines or []) == (None, champions)
+
+    def test_outcome_with_many_baselines_keeps_the_rows_and_the_log(self) -> None:
+        champion, other = (make_comparison(name, [-0.1234567] * 6) for name in ("champion", "june"))
+        result = Result(adapter_uri="s3://b/run", digest="d", model_revision="r", baselines=[champion, other])
+        outcome = termination_message.build_outcome(Reason.COMPLETED, "m").model_copy(
+            update={"result": result, "dataset": make_dataset_report(16), "log_uri": "s3://b/run/run.log"}
+        )
+        read = Outcome.model_validate_json(termination_message.to_json(outcome))
+        assert read.result
+        assert read.result.baselines == [champion]
+        assert (read.dataset, read.log_uri) == (outcome.dataset, "s3://b/run/run.log")
 
     def test_outcome_keeps_the_metrics_of_the_validation_data_longest(self) -> None:
         measured = {"evalLoss": 1.25, "crossValidationLoss": 1.5}

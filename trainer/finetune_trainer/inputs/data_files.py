@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_CONFIG_NAME
+from finetune_trainer.records.manifest import UPLOAD_RECORD_NAME
 from finetune_trainer.storage import Location, suggest_name
 
 _DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ""})
@@ -22,6 +23,8 @@ _DOCUMENT_NAMES = frozenset(
 )
 # Records beside data files, which the `datasets` library leaves out too.
 _RECORD_NAMES = frozenset({"config.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"})
+_RESULT_MARKERS = frozenset({ADAPTER_CONFIG_NAME, UPLOAD_RECORD_NAME})
+"""Names of files in the folder of a result, also of one that is not complete yet."""
 _DATA = ""
 _HIDDEN = "hidden or temporary"
 _OTHER_TYPE = "of another type"
@@ -112,8 +115,8 @@ def _is_readable(path: PurePosixPath) -> bool:
 
 
 def _find_result_folders(names: Sequence[str], base: str) -> set[str]:
-    """Return the folders below `base` that contain an adapter."""
-    folders = {name.rpartition("/")[0] for name in names if PurePosixPath(name).name == ADAPTER_CONFIG_NAME}
+    """Return the folders below `base` that contain an adapter, or what a run has begun to upload."""
+    folders = {name.rpartition("/")[0] for name in names if PurePosixPath(name).name in _RESULT_MARKERS}
     return {folder for folder in folders if folder.startswith(base) and folder + "/" != base and folder}
 
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, ValidationError
 
 from finetune_trainer.contract import Model, Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.records.manifest import FileRecord
+from finetune_trainer.records.manifest import UPLOAD_RECORD_NAME, FileRecord
 from finetune_trainer.storage import (
     S3,
     Location,
@@ -24,7 +24,6 @@ from finetune_trainer.storage import (
 
 log = logging.getLogger(__name__)
 
-UPLOAD_RECORD_NAME = ".upload.json"
 _CONTROL_PREFIX = "."
 """Prefix of names of the trainer: lock, checkpoints, rejected reports, `.upload.json`."""
 

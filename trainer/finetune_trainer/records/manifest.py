@@ -25,6 +25,8 @@ MERGED_PREFIX = "merged/"
 REPORT_NAME = "report.html"
 ROW_SCORES_NAME = "evaluation.jsonl"
 """Name of the file with one line per validation row: a record of `RowScores`."""
+UPLOAD_RECORD_NAME = ".upload.json"
+"""Name of the record of files whose upload has begun. It is removed once a manifest lists them."""
 _RECORDED_PACKAGES = ("finetune-operator", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "tokenizers")
 
 

@@ -61,10 +61,10 @@ class AliasFollower:
         """
         alias = self._read_alias()
         name = alias.digest.removeprefix("sha256:")[:_NAME_LENGTH]
-        previous_name = self._read_link()
-        if name == previous_name and (self.folder / name).is_dir():
-            return False
         with self._translate_errors():
+            previous_name = self._read_link()
+            if name == previous_name and (self.folder / name).is_dir():
+                return False
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / name).is_dir():
                 self._download(alias, name)

@@ -188,14 +188,18 @@ def _overwrite_in_place(path: Path, text: str) -> None:
 def _shrink_outcome(outcome: Outcome) -> Iterator[Outcome]:
     """Yield smaller outcomes, at last without a result.
 
-    What is only shown goes first. What a schedule or a sweep decides by stays longest: the verdicts, the comparison
-    with the champion, and the metrics of the validation data.
+    What is only shown goes first, and of that what is largest and in the report too: comparisons with other baselines
+    than the champion. What a schedule or a sweep decides by stays longest: the verdicts, the comparison with the
+    champion, and the metrics of the validation data.
     """
     for limit in _MESSAGE_BYTE_LIMITS:
         outcome = outcome.model_copy(update={"message": _truncate_utf8(outcome.message, limit)})
         yield outcome
-    for field in ("progress", "dataset", "log_uri"):  # the URI of the log follows from that of a result
-        outcome = outcome.model_copy(update={field: None})
+    reductions: list[dict[str, object]] = [{"progress": None}]
+    reductions += [{"result": _select_champion(outcome.result)}] if outcome.result else []
+    reductions += [{"dataset": None}, {"log_uri": None}]  # the URI of the log follows from that of a result
+    for reduction in reductions:
+        outcome = outcome.model_copy(update=reduction)
         yield outcome
     if outcome.result:
         yield from (outcome.model_copy(update={"result": result}) for result in _shrink_result(outcome.result))
@@ -203,10 +207,8 @@ def _shrink_outcome(outcome: Outcome) -> Iterator[Outcome]:
 
 
 def _shrink_result(result: Result) -> Iterator[Result]:
-    """Yield results with fewer comparisons, then with fewer metrics, then without URIs that follow from adapterURI."""
-    champions = [baseline for baseline in result.baselines or () if baseline.name == CHAMPION]
+    """Yield results with fewer metrics, then without URIs that follow from adapterURI."""
     reductions: tuple[dict[str, object], ...] = (
-        {"baselines": champions or None},
         {"metrics": _select_measures(result.metrics)},
         {"metrics": {}},
         {"report_uri": None},
@@ -215,6 +217,12 @@ def _shrink_result(result: Result) -> Iterator[Result]:
     for reduction in reductions:
         result = result.model_copy(update=reduction)
         yield result
+
+
+def _select_champion(result: Result) -> Result:
+    """Return the result with the comparison with the champion alone."""
+    champions = [baseline for baseline in result.baselines or () if baseline.name == CHAMPION]
+    return result.model_copy(update={"baselines": champions or None})
 
 
 def _select_measures(metrics: Mapping[str, float]) -> dict[str, float]:
