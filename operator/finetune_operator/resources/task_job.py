@@ -56,6 +56,11 @@ class TaskKind(StrEnum):
     REPORT = "report"
 
 
+_SHORT_TTL_SECONDS = {TaskKind.CHECK_INPUTS: 3600, TaskKind.REPORT: 2 * 3600}
+"""Seconds for tasks that recur often. A task whose outcome nobody has read by then is repeated, which is harmless. The
+report of a sweep that has failed is read until it is tried again an hour later."""
+
+
 class Task(NamedTuple):
     """A task, and the object that it is done for."""
 
@@ -132,7 +137,7 @@ def _build_plain_job(task: Task, finetunejob: FineTuneJob, settings: Settings) -
             "suspend": task.is_suspended,
             "backoffLimit": _BACKOFF_LIMIT,
             "activeDeadlineSeconds": _DEADLINE_SECONDS,
-            "ttlSecondsAfterFinished": _TTL_SECONDS,
+            "ttlSecondsAfterFinished": _SHORT_TTL_SECONDS.get(task.kind, _TTL_SECONDS),
             "podFailurePolicy": {"rules": _POD_FAILURE_RULES},
             "podReplacementPolicy": "Failed",
             "template": {

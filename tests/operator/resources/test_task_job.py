@@ -238,3 +238,11 @@ def test_task_job_largest_config_starts_a_program_that_reads_it(build: type[Buil
     process = subprocess.run([sys.executable, "-c", code, *names], env=environment, capture_output=True, check=True)
     assert process.stdout.decode() == join_parts(environment, TASK_CONFIG_ENV)
     assert TaskConfig.model_validate_json(process.stdout) == config
+
+
+def test_task_job_of_frequent_tasks_is_deleted_soon(build: type[Builders]) -> None:
+    seconds = [
+        _build_task(build, kind, LARGEST_CONFIGS[-1])["spec"]["ttlSecondsAfterFinished"]
+        for kind in (TaskKind.CHECK_INPUTS, TaskKind.REPORT, TaskKind.PROMOTE)
+    ]
+    assert seconds == [3600, 7200, 86400]
