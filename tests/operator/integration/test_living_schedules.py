@@ -120,7 +120,7 @@ SEEDS = os.environ.get("SCHEDULE_SEEDS", "7").split(",")
 async def test_schedule_random_faults_and_edits_lose_and_repeat_nothing(bot: LivingSchedule, seed: str) -> None:
     await bot.create_comparing(schedule=MINUTELY)
     chaos = ScheduleChaos(bot, Random(seed))
-    for _ in range(50):
+    for _ in range(40):
         await chaos.act()
         await _check(bot, chaos)
     await _recover(bot)
