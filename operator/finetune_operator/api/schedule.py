@@ -57,6 +57,7 @@ class ScheduleReason(StrEnum):
     RUN_REFUSED = "RunRefused"  # the API server rejected the FineTuneJob
     NAME_CONFLICT = "NameConflict"  # a FineTuneJob of that name has another owner
     CHAMPION_NOT_FOUND = "ChampionNotFound"  # spec.champion.run has no result
+    CHAMPION_UNUSABLE = "ChampionUnusable"  # the last run failed because the champion's adapter is not in S3 as it was
     NO_RUN = "NoRun"  # there is no complete run yet
     RUN_ACTIVE = "RunActive"  # a run is under way
     RUN_FAILED = "RunFailed"  # the last run failed
@@ -215,9 +216,7 @@ class FineTuneScheduleSpec(Model):
         )
     )
 
-    schedule: (
-        Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z*/,?@ -]+$", min_length=1, max_length=256)] | None
-    ) = None
+    schedule: CronLine | None = None
     """schedule is when runs are created, as a cron line such as `0 3 * * 1`, or `@hourly`, `@daily`, `@weekly`,
     `@monthly` or `@yearly`. If unset, runs are not created by time."""
     time_zone: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", min_length=1, max_length=64)] = "UTC"
@@ -230,9 +229,7 @@ class FineTuneScheduleSpec(Model):
     `Replace` cancels it, and `Allow` runs both. Defaults to Forbid."""
     suspend: bool = False
     """suspend stops the creation of runs. Active runs continue. Defaults to false."""
-    run_at: (
-        Annotated[str, StringConstraints(max_length=64), Field(json_schema_extra={"format": "date-time"})] | None
-    ) = None
+    run_at: DateTime | None = None
     """runAt requests one more run at this time (RFC 3339), whether inputs have changed or not. A time in the past means
     now. Set another time for another run."""
     on_data_change: OnDataChange | None = None
@@ -291,7 +288,7 @@ class ScheduledRun(Model):
     decision: ReasonText | None = None
     """decision is `Promoted`, or the reason why the run did not become the champion. It is unset until it is made."""
     message: Annotated[str, StringConstraints(max_length=512)] = ""
-    """message is the decision as a sentence."""
+    """message is the decision as a sentence. Until it is made, it is the error of a run that failed."""
     metrics: dict[ReasonText, float] = Field(default={}, max_length=8)
     """metrics are the metrics of `promotion.rules` of the run."""
     changes: list[MetricChange] = Field(default=[], max_length=8)

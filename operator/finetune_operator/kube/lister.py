@@ -35,8 +35,8 @@ class Lister:
         self._resources: list[WatchedResource] = []
         """The watched resources of all informers. Several informers may watch the same resource, which is listed
         once."""
-        self._missing_resources: frozenset[ApiResource] = frozenset()
-        """Optional resources that could not be read at the last list, which is logged."""
+        self._missing_resources: dict[Scope, frozenset[ApiResource]] = {}
+        """Optional resources that could not be read at the last list of a namespace, which is logged."""
         self._list_slots = asyncio.Semaphore(_MAX_PARALLEL_LISTS)
         self._refresh_lock = asyncio.Lock()
         """Prevents concurrent refreshes: a tombstone is kept for two lists, which covers the one in progress."""
@@ -89,7 +89,7 @@ class Lister:
         errors = [response for response in required.values() if isinstance(response, Exception)]
         if not errors:
             self._namespaces.record_list(scope)
-            self._record_missing_resources(missing)
+            self._record_missing_resources(scope, missing)
             return {resource: each for resource, each in required.items() if isinstance(each, ObjectList)}
         access_error = _find_access_error(list(required.values()))
         if scope is None or access_error is None:
@@ -111,17 +111,18 @@ class Lister:
             if isinstance(error, ApiError) and error.status in (403, 404)
         }
 
-    def _record_missing_resources(self, missing: Mapping[ApiResource, ApiError]) -> None:
+    def _record_missing_resources(self, scope: Scope, missing: Mapping[ApiResource, ApiError]) -> None:
         """Log once that a resource cannot be read, and again after it could."""
         for resource, error in missing.items():
-            if resource not in self._missing_resources:
+            if resource not in self._missing_resources.get(scope, ()):
                 log.warning(
-                    "%s are not reconciled, because they cannot be read; install the CRDs and the permissions of this "
-                    "version, and restart the operator: %s",
+                    "%s are not reconciled in %s, because they cannot be read; install the CRDs and the permissions of "
+                    "this version, and restart the operator: %s",
                     resource.plural,
+                    f"the namespace {scope}" if scope else "any namespace",
                     error,
                 )
-        self._missing_resources = frozenset(missing)
+        self._missing_resources[scope] = frozenset(missing)
 
     def _replace_namespaces(self, lists: Mapping[Scope, NamespaceLists], previous_versions: Sequence[int]) -> None:
         """Replace the cached objects of these namespaces.

@@ -23,6 +23,7 @@ from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.policy.profiles import ChosenProfile
 from finetune_operator.resources import model_cache, multi_node, security, volumes
+from finetune_operator.resources.config_variables import build_config_variables
 from finetune_operator.resources.owner import build_owner_reference
 from finetune_operator.resources.profile import apply_profile, apply_profile_resources
 from finetune_operator.settings import Settings
@@ -97,24 +98,10 @@ def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
     }
 
 
-_MAX_CONFIG_BYTES = 131_071 - len(f"{contract.CONFIG_ENV}=")
-"""Bytes that fit into the variable of the config: Linux passes at most 131,071 bytes of a variable with its name to a
-program (`MAX_ARG_STRLEN`, without the final null)."""
-_CONFIG_PART_CHARACTERS = 30_000
-"""Characters of each part of a longer config. Each has at most four bytes."""
-
-
 def encode_config(config: TrainerConfig) -> dict[str, str]:
-    """Return the variables with the config as JSON, in several parts if it is too long for one.
-
-    Each `$` is doubled: the kubelet expands `$(NAME)` and replaces `$$` by `$`. It is not sufficient to double only the
-    `$` of `$(`, because `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded.
-    """
+    """Return the variables with the config as JSON."""
     encoded = json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"))
-    is_short = len(encoded.encode()) <= _MAX_CONFIG_BYTES
-    size = len(encoded) if is_short else _CONFIG_PART_CHARACTERS
-    parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
-    return {contract.get_config_variable(index): part.replace("$", "$$") for index, part in enumerate(parts)}
+    return build_config_variables(contract.CONFIG_ENV, encoded)
 
 
 def _build_scratch_label(compute: ComputeSpec) -> dict[str, str]:

@@ -20,6 +20,7 @@ from finetune_operator.api.objects import Body
 from finetune_operator.policy.defaults import apply_defaults
 from finetune_operator.policy.profiles import ChosenProfile
 from finetune_operator.resources import security, volumes
+from finetune_operator.resources.config_variables import build_config_variables, read_config_variables
 from finetune_operator.resources.owner import build_owner_reference
 from finetune_operator.resources.profile import apply_access_settings
 from finetune_operator.settings import Settings
@@ -53,6 +54,11 @@ class TaskKind(StrEnum):
     CHECK_INPUTS = "check-inputs"
     PROMOTE = "promote"
     REPORT = "report"
+
+
+_SHORT_TTL_SECONDS = {TaskKind.CHECK_INPUTS: 3600, TaskKind.REPORT: 2 * 3600}
+"""Seconds for tasks that recur often. A task whose outcome nobody has read by then is repeated, which is harmless. The
+report of a sweep that has failed is read until it is tried again an hour later."""
 
 
 class Task(NamedTuple):
@@ -111,8 +117,8 @@ def get_task_storage(finetunejob: FineTuneJob, settings: Settings) -> Storage:
 
 
 def encode_config(config: TaskConfig) -> str:
-    """Return the config as JSON, escaped for the value of an environment variable."""
-    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"), sort_keys=True).replace("$", "$$")
+    """Return the config as JSON."""
+    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _build_plain_job(task: Task, finetunejob: FineTuneJob, settings: Settings) -> Body:
@@ -131,7 +137,7 @@ def _build_plain_job(task: Task, finetunejob: FineTuneJob, settings: Settings) -
             "suspend": task.is_suspended,
             "backoffLimit": _BACKOFF_LIMIT,
             "activeDeadlineSeconds": _DEADLINE_SECONDS,
-            "ttlSecondsAfterFinished": _TTL_SECONDS,
+            "ttlSecondsAfterFinished": _SHORT_TTL_SECONDS.get(task.kind, _TTL_SECONDS),
             "podFailurePolicy": {"rules": _POD_FAILURE_RULES},
             "podReplacementPolicy": "Failed",
             "template": {
@@ -148,10 +154,9 @@ def _build_plain_job(task: Task, finetunejob: FineTuneJob, settings: Settings) -
 def read_task_config(job: Body) -> TaskConfig | None:
     """Return the config of a stored Job, or None if it has no valid one: it may be of another version."""
     containers = job["spec"].get("template", {}).get("spec", {}).get("containers", [])
-    variables = [variable for container in containers for variable in container.get("env", [])]
-    texts = [variable.get("value", "") for variable in variables if variable["name"] == contract.TASK_CONFIG_ENV]
+    texts = [read_config_variables(contract.TASK_CONFIG_ENV, container) for container in containers]
     try:
-        return TaskConfig.model_validate_json(texts[0].replace("$$", "$")) if texts else None
+        return TaskConfig.model_validate_json(texts[0]) if texts else None
     except ValidationError:
         return None
 
@@ -184,7 +189,7 @@ def _build_mounts(spec: FineTuneJobSpec, config: TaskConfig) -> list[tuple[Body,
 
 def _build_environment(spec: FineTuneJobSpec, settings: Settings, config: TaskConfig) -> dict[str, str]:
     environment = {
-        contract.TASK_CONFIG_ENV: encode_config(config),
+        **build_config_variables(contract.TASK_CONFIG_ENV, encode_config(config)),
         contract.OUTCOME_PATH_ENV: TERMINATION_LOG,
         VISIBLE_DEVICES_ENV: "none",  # images of CUDA make all GPUs of the node visible otherwise
         **volumes.build_storage_environment(spec.storage, settings.defaults.allow_node_identity),

@@ -155,6 +155,22 @@ async def test_schedule_of_newer_version_is_stalled_and_left_alone(schedules: Sc
     assert await schedules.list_run_names() == []
 
 
+async def test_schedule_time_in_status_edited_to_nonsense_is_stalled_until_it_is_corrected(
+    schedules: ScheduleWorld, world: NamespaceHarness
+) -> None:
+    await schedules.create(schedule=MINUTELY)
+    operator = schedules.build_operator()
+    await operator.settle()
+    handled = (await schedules.get_status())["lastScheduleTime"]
+    await world.call("PATCH", schedules.get_status_path(), {"status": {"lastScheduleTime": "yesterday"}})
+    await operator.settle()
+    assert await schedules.get_condition("Stalled") == ("True", "InvalidTemplate")
+    await world.call("PATCH", schedules.get_status_path(), {"status": {"lastScheduleTime": handled}})
+    await operator.settle()
+    assert await schedules.get_condition("Stalled") == ("False", "Active")
+    assert len(await schedules.list_run_names()) == 1
+
+
 async def test_schedule_template_outside_bounds_is_stalled_before_first_slot(schedules: ScheduleWorld) -> None:
     await schedules.create(schedule=MINUTELY, template={"spec": {"compute": {"image": "evil.example/x:1"}}})
     operator = schedules.build_operator(bounds=Bounds(allowed_images=["good.example/**"]))

@@ -12,10 +12,12 @@ from kubernetes.aio.client import Configuration
 from tests.support.operator.builders import build_key
 from tests.support.operator.fault_proxy import ThreadedServer, build_error_response
 
-from finetune_operator.kube.client import KubeClient
+from finetune_operator.api.schedule import SCHEDULE_KIND
+from finetune_operator.kube.client import FINETUNESCHEDULES, KubeClient
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.lister import Lister
 from finetune_operator.kube.namespace_access import NamespaceRegistry
+from finetune_operator.kube.owner_cache import OwnerCache
 from finetune_operator.kube.transport import Transport
 
 if TYPE_CHECKING:
@@ -178,3 +180,26 @@ async def test_lister_overtaken_by_watch_event_keeps_newer_object(
     listing.cache.finetunejobs.update(build_key("bot", "team-a"), _build_body(build, "team-a", "bot", 600))
     await task
     assert listing.versions()["team-a", "bot"] == "600"
+
+
+def _list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "are not reconciled" in record.getMessage()]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_lister_optional_kind_that_one_namespace_refuses_is_logged_once_and_again_after_it_was_read(
+    listing: ListerHarness, build: type[Builders], caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    _serve_one_job_per_team(listing, build)
+    listing.lister.add_informer(OwnerCache(SCHEDULE_KIND, FINETUNESCHEDULES))
+    listing.server.respond_with("team-a", status, "finetuneschedules")
+    for _ in range(3):
+        assert await listing.update() == set(TEAMS)
+    assert set(listing.versions()) == {("team-a", "bot"), ("team-b", "bot")}
+    (warning,) = _list_warnings(caplog)
+    assert warning.startswith("finetuneschedules are not reconciled in the namespace team-a")
+    listing.server.respond_with("team-a", 200, "finetuneschedules")
+    await listing.update()
+    listing.server.respond_with("team-a", status, "finetuneschedules")
+    await listing.update()
+    assert len(_list_warnings(caplog)) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,9 +13,17 @@ from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TASK_LABEL
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.profiles import ChosenProfile, Profile
 from finetune_operator.resources.job import build_job
-from finetune_operator.resources.task_job import build_clean_job, read_task_config
+from finetune_operator.resources.task_job import Task, TaskKind, build_clean_job, build_task_job, read_task_config
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import TASK_CONFIG_ENV
+from finetune_trainer.contract import (
+    TASK_CONFIG_ENV,
+    CheckInputsTask,
+    DataSource,
+    ScheduleReportTask,
+    SweepReportTask,
+    TaskConfig,
+    join_parts,
+)
 
 if TYPE_CHECKING:
     from tests.support.operator.builders import Builders
@@ -179,3 +189,60 @@ def test_read_task_config_foreign_job_is_none(text: str | None) -> None:
     job = {"spec": {"template": {"spec": {"containers": [{"env": environment}]}}}}
     assert read_task_config(job) is None
     assert read_task_config({"spec": {}}) is None
+
+
+LONG_URI = "s3://bucket/" + "\u00fc" * 1000
+COLUMNS = ["messages", "input", "output", "system", "prompt", "completion", "chosen", "rejected"]
+METRIC = {"metric": "evalLoss", "value": 1 / 3, "baseline": 2 / 3, "change": -1 / 3, "higherIsBetter": False}
+CHANGE = {**METRIC, "low": -1 / 3, "high": 1 / 7, "samples": 12345}
+TRIAL = {"name": "a" * 63, "configuration": 1, "parameters": {"learningRate": 1 / 3}, "seed": 1, "phase": "Complete"}
+STEPS = [{"step": step, "evalLoss": 1 / 3, "evalLossLow": 1 / 7, "evalLossHigh": 1 / 9} for step in range(8)]
+RUN = {"run": "a" * 63, "trigger": "Schedule", "scheduledTime": NOT_BEFORE, "phase": "Complete", "message": "$" * 256}
+SWEEP_REPORT = {"outputURI": "s3://bucket/x/", "sweep": "team/bot", "objective": "evalLoss"}
+SCHEDULE_REPORT = {"reportURI": "s3://bucket/x.html", "schedule": "team/bot"}
+LARGEST_CONFIGS = [
+    TaskConfig(
+        sweep_report=SweepReportTask.model_validate(
+            {**SWEEP_REPORT, "trials": [{**TRIAL, "steps": STEPS, "adapterURI": LONG_URI}] * 100}
+        )
+    ),
+    TaskConfig(
+        schedule_report=ScheduleReportTask.model_validate(
+            {**SCHEDULE_REPORT, "rows": [{**RUN, "changes": [CHANGE] * 8, "adapterURI": LONG_URI}] * 50}
+        )
+    ),
+    TaskConfig(
+        check_inputs=CheckInputsTask(
+            model_uri=LONG_URI,
+            output_uri=LONG_URI,
+            sources=[DataSource.model_validate({"uri": LONG_URI, "fields": dict.fromkeys(COLUMNS, "\u00fc" * 128)})]
+            * 24,
+        )
+    ),
+]
+
+
+def _build_task(build: type[Builders], kind: TaskKind, config: TaskConfig) -> Body:
+    finetunejob = FineTuneJob.model_validate(build.finetunejob(spec=SPEC))
+    return build_task_job(Task(kind, config, "bot", None, "1"), finetunejob, Settings())
+
+
+@pytest.mark.parametrize("config", LARGEST_CONFIGS)
+def test_task_job_largest_config_starts_a_program_that_reads_it(build: type[Builders], config: TaskConfig) -> None:
+    job = _build_task(build, TaskKind.REPORT, config)
+    assert read_task_config(job) == config
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each["value"].replace("$$", "$") for each in container["env"]}
+    code = "import os, sys; sys.stdout.buffer.write(b''.join(os.environb[n.encode()] for n in sys.argv[1:]))"
+    names = [name for name in environment if name.startswith(TASK_CONFIG_ENV)]
+    process = subprocess.run([sys.executable, "-c", code, *names], env=environment, capture_output=True, check=True)
+    assert process.stdout.decode() == join_parts(environment, TASK_CONFIG_ENV)
+    assert TaskConfig.model_validate_json(process.stdout) == config
+
+
+def test_task_job_of_frequent_tasks_is_deleted_soon(build: type[Builders]) -> None:
+    seconds = [
+        _build_task(build, kind, LARGEST_CONFIGS[-1])["spec"]["ttlSecondsAfterFinished"]
+        for kind in (TaskKind.CHECK_INPUTS, TaskKind.REPORT, TaskKind.PROMOTE)
+    ]
+    assert seconds == [3600, 7200, 86400]

@@ -134,16 +134,19 @@ class ScheduleWorld:
         events = await self._world.list_objects("events")
         return [each["reason"] for each in events if each["involvedObject"]["kind"] == SCHEDULE_KIND]
 
-    async def end_run(self, name: str, condition_type: str = "Complete") -> None:
+    async def end_run(
+        self, name: str, condition_type: str = "Complete", reason: str = "Completed", message: str = ""
+    ) -> None:
         """Act as the trainer and the controller of FineTuneJobs: end a run."""
         time = self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
-        condition = {"type": condition_type, "status": "True", "lastTransitionTime": time, "reason": "Completed"}
+        condition = {"type": condition_type, "status": "True", "lastTransitionTime": time, "reason": reason}
+        condition["message"] = message
         result = {
             "adapterURI": f"s3://bucket/bot/{name}/adapter",
             "digest": f"sha256:{'0' * 54}{name[-10:].rjust(10, '0').replace('-', '0').replace('t', '0')}",
             "modelRevision": "main",
         }
-        status = {"phase": condition_type, "reason": "Completed", "conditions": [condition], "completionTime": time}
+        status = {"phase": condition_type, "reason": reason, "conditions": [condition], "completionTime": time}
         if condition_type == "Complete":
             status["result"] = result
         await self._world.call("PATCH", self._world.path("finetunejobs", name, "status"), {"status": status})

@@ -64,7 +64,8 @@ from finetune_trainer.contract.environment import (
     TEMPLATE_DATE_ENV,
     TRACKING_CREDENTIALS_DIR_ENV,
     TRACKING_KEYS,
-    get_config_variable,
+    get_part_variable,
+    join_parts,
 )
 from finetune_trainer.contract.evaluation import (
     Baseline,
@@ -237,7 +238,8 @@ __all__ = [
     "Verdicts",
     "apply_trial",
     "cel_rules",
-    "get_config_variable",
+    "get_part_variable",
+    "join_parts",
     "list_configurations",
     "list_trials",
     "parse_quantity",

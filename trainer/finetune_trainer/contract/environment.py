@@ -1,14 +1,25 @@
 """Interface of the trainer's container: environment variables, files, ports and limits."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count, takewhile
+
 CONFIG_ENV = "FINETUNE_CONFIG"
 """Environment variable with the `TrainerConfig` as JSON. A program cannot be started with a variable of more than
 131,071 bytes (`MAX_ARG_STRLEN` of Linux), so a longer config continues in `FINETUNE_CONFIG_1`, `FINETUNE_CONFIG_2` and
 so on."""
 
 
-def get_config_variable(index: int) -> str:
-    """Return the name of the environment variable with a part of the config, counted from 0."""
-    return f"{CONFIG_ENV}_{index}" if index else CONFIG_ENV
+def get_part_variable(variable: str, index: int) -> str:
+    """Return the name of the environment variable with a part of a config, counted from 0."""
+    return f"{variable}_{index}" if index else variable
+
+
+def join_parts(environment: Mapping[str, str], variable: str) -> str:
+    """Return the config that begins in `variable` and continues in the next ones. It is empty if there is none."""
+    parts = (environment.get(get_part_variable(variable, index), "") for index in count())
+    return "".join(takewhile(bool, parts))
 
 
 RUN_ID_ENV = "FINETUNE_RUN_ID"
@@ -30,7 +41,8 @@ SUSPEND_AT_STEP_ENV = "FINETUNE_SUSPEND_AT_STEP"
 """Optimizer step at which the trainer evaluates, saves a checkpoint and ends with `StepReached`. If unset, it trains to
 the end."""
 TASK_CONFIG_ENV = "FINETUNE_TASK"
-"""Environment variable with the `TaskConfig` of a task pod as JSON."""
+"""Environment variable with the `TaskConfig` of a task pod as JSON. A longer one continues as that of
+`FINETUNE_CONFIG`."""
 S3_CREDENTIALS_DIR_ENV = "FINETUNE_S3_CREDENTIALS_DIR"
 """Directory with one file per key in `S3_CREDENTIALS_KEYS`. If unset, the identity of the pod or workstation is
 used."""

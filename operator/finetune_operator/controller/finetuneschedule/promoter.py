@@ -24,7 +24,7 @@ from finetune_operator.resources.scheduled_run import build_template_run
 from finetune_operator.status.events import EventContent
 from finetune_operator.status.schedules import champions
 from finetune_operator.status.schedules.promoted_condition import update_promoted_condition
-from finetune_operator.status.schedules.promotion import Decision, decide
+from finetune_operator.status.schedules.promotion import Decision, decide, explain_missing_result
 from finetune_trainer.contract import Reason
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,11 @@ class Promoter:
         pin = await self._find_pin(request, status)
         result = await self._take_step(request, status, pin.champion)
         status = update_promoted_condition(request.schedule, result.status, request.now)
-        if not pin.problem:
-            return result._replace(status=status)
-        stalled = (ScheduleReason.CHAMPION_NOT_FOUND, pin.problem)
-        return _limit_delay(result._replace(status=status, stalled=stalled), _FIND_CHAMPION_SECONDS)
+        if pin.problem:
+            stalled = (ScheduleReason.CHAMPION_NOT_FOUND, pin.problem)
+            return _limit_delay(result._replace(status=status, stalled=stalled), _FIND_CHAMPION_SECONDS)
+        problem = champions.find_champion_problem(status)
+        return result._replace(status=status, stalled=(ScheduleReason.CHAMPION_UNUSABLE, problem) if problem else None)
 
     async def _take_step(
         self, request: ScheduleRequest, status: FineTuneScheduleStatus, pin: Champion | None
@@ -110,7 +111,7 @@ class Promoter:
         """Decide about one run. If it is to be promoted, its decision is recorded when the alias is written."""
         complete = await self._read_run(request, run) if run.phase == Phase.COMPLETE else None
         if complete is None:
-            decision = _explain_missing_result(run)
+            decision = explain_missing_result(run, status.champion)
         else:
             decision = decide(request.schedule.spec, run, complete, status.champion)
         is_new = decision.reason is ScheduleReason.PROMOTED and not _is_champion(status, run)
@@ -182,14 +183,6 @@ def _limit_delay(result: PromotionResult, seconds: float) -> PromotionResult:
 
 def _is_champion(status: FineTuneScheduleStatus, run: ScheduledRun) -> bool:
     return status.champion is not None and (status.champion.run, status.champion.digest) == (run.name, run.digest)
-
-
-def _explain_missing_result(run: ScheduledRun) -> Decision:
-    if run.phase != Phase.COMPLETE:
-        reason = f" ({run.reason})" if run.reason else ""
-        return Decision(ScheduleReason.RUN_FAILED, f"The run ended as {run.phase}{reason}.", {}, ())
-    message = "The FineTuneJob was deleted or replaced before its result was compared, or its result is not readable."
-    return Decision(ScheduleReason.NOT_MEASURED, message, {}, ())
 
 
 def _wait_for_promotion(decision: Decision, pending: PendingPromotion) -> Decision:

@@ -23,7 +23,12 @@ from finetune_operator.api.schedule import (
 )
 from finetune_operator.controller.finetuneschedule.inputs_checker import InputsChecker
 from finetune_operator.controller.finetuneschedule.promoter import Promoter
-from finetune_operator.controller.finetuneschedule.request import ScheduleRequest, build_request, read_status
+from finetune_operator.controller.finetuneschedule.request import (
+    ScheduleRequest,
+    build_request,
+    find_invalid_time,
+    read_status,
+)
 from finetune_operator.controller.finetuneschedule.run_starter import RunStarter
 from finetune_operator.controller.finetuneschedule.step import AT_ONCE, Step
 from finetune_operator.controller.profile_store import ProfileStore
@@ -88,10 +93,14 @@ class ScheduleReconciler:
     async def _read(self, key: ObjectKey, body: Body) -> ScheduleRequest | None:
         """Return the parsed schedule, or None if this version cannot read it."""
         try:
-            return build_request(key, body, self._cache.list_children(body), self._now())
+            request = build_request(key, body, self._cache.list_children(body), self._now())
+            message = find_invalid_time(request.stored_status)
         except ValidationError as error:
             first = error.errors()[0]
             message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            if message is None:
+                return request
         log.warning("this version of the operator cannot read the FineTuneSchedule, so it is left alone: %s", message)
         await self._report_invalid(body, message)
         return None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from finetune_operator.api.objects import Body, ObjectKey
 from finetune_operator.api.schedule import FineTuneSchedule, FineTuneScheduleStatus
-from finetune_operator.status.schedules.times import format_time
+from finetune_operator.status.schedules.times import find_time, format_time
 
 
 class ScheduleRequest(NamedTuple):
@@ -46,3 +46,16 @@ def read_status(body: Body) -> FineTuneScheduleStatus:
     Raises `pydantic.ValidationError` for values that it does not know.
     """
     return FineTuneScheduleStatus.model_validate(body.get("status") or {}, extra="ignore")
+
+
+def find_invalid_time(status: FineTuneScheduleStatus) -> str | None:
+    """Return what is wrong with a time in the status, which somebody has edited by hand, or None."""
+    times = {"lastScheduleTime": status.last_schedule_time}
+    times |= {"inputs.time": status.inputs.time} if status.inputs else {}
+    for index, run in enumerate(status.runs):
+        times[f"runs[{index}].scheduledTime"] = run.scheduled_time
+        times[f"runs[{index}].completionTime"] = run.completion_time
+    wrong = (path for path, text in times.items() if text is not None and find_time(text) is None)
+    return next(
+        (f"status.{path}: '{times[path]}' is not a time; write it as 2026-11-23T08:00:00Z." for path in wrong), None
+    )

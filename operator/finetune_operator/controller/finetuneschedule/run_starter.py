@@ -21,10 +21,10 @@ from finetune_operator.controller.finetuneschedule.request import ScheduleReques
 from finetune_operator.controller.finetuneschedule.step import AT_ONCE, Step
 from finetune_operator.controller.run_control import Refusal, RefusalKind, RunControl
 from finetune_operator.kube.owner_cache import OwnerCache
-from finetune_operator.observed.objects import get_name, is_finished
+from finetune_operator.observed.objects import get_name, is_controlled_by, is_finished
 from finetune_operator.resources.scheduled_run import add_champion, build_scheduled_run
 from finetune_operator.status.events import EventContent
-from finetune_operator.status.schedules import runs, slots, triggers
+from finetune_operator.status.schedules import champions, runs, slots, triggers
 from finetune_operator.status.schedules.conditions import Stall
 from finetune_operator.status.schedules.slots import Timetable
 from finetune_operator.status.schedules.times import format_time, parse_time
@@ -75,12 +75,11 @@ class RunStarter:
 
     async def _create(self, request: ScheduleRequest, status: FineTuneScheduleStatus, run: ScheduledRun) -> Step:
         """Create the FineTuneJob of a recorded run, if an earlier operator has not done so."""
-        template_hash = runs.compute_template_hash(request.schedule.spec)
-        is_known = run.name in map(get_name, request.children)
-        if not is_known and run.template_hash != template_hash:  # edited since the run was recorded
-            edited = run.model_copy(update={"template_hash": template_hash})
-            return Step(runs.replace_run(status, edited), AT_ONCE)
-        if not is_known:
+        if run.name not in map(get_name, request.children):
+            updated, must_wait = _update_pending_run(request, status, run), champions.is_decision_pending(status)
+            # The cache may not show yet what an earlier attempt without a response has created.
+            if (updated != run or must_wait) and not await self._exists(request, run):
+                return Step(status) if must_wait else Step(runs.replace_run(status, updated), AT_ONCE)
             created = await self._run_control.create(build_scheduled_run(request.with_status(status), run))
             if isinstance(created, Refusal):
                 return Step(status, stall=_build_stall(created))
@@ -88,6 +87,10 @@ class RunStarter:
         message = f"Created FineTuneJob {run.name} ({run.trigger}, {run.scheduled_time})."
         event = EventContent("Normal", ScheduleEventReason.RUN_CREATED, message)
         return Step(runs.replace_run(status, run.model_copy(update={"created": True})), AT_ONCE, (event,))
+
+    async def _exists(self, request: ScheduleRequest, run: ScheduledRun) -> bool:
+        stored = await self._run_control.read(request.key.namespace, run.name)
+        return stored is not None and is_controlled_by(stored, request.schedule.metadata.uid)
 
     async def _start_due_run(
         self, request: ScheduleRequest, status: FineTuneScheduleStatus, timetable: Timetable | None
@@ -97,7 +100,7 @@ class RunStarter:
         if missed.expired:
             return _miss_slot(status, missed.expired)
         due = triggers.find_due_run(request.schedule.spec, status, missed.due, now)
-        if due is None or not runs.can_add_run(status):
+        if due is None or not runs.can_add_run(status) or champions.is_decision_pending(status):
             return Step(status)
         if runs.build_run_name(request.key.name, due.time) in {run.name for run in status.runs}:
             return _join_run_of_same_minute(status, due)
@@ -157,6 +160,18 @@ def _build_run(request: ScheduleRequest, status: FineTuneScheduleStatus, due: Du
         template_hash=runs.compute_template_hash(request.schedule.spec),
     )
     return add_champion(run, request.with_status(status))
+
+
+def _update_pending_run(request: ScheduleRequest, status: FineTuneScheduleStatus, run: ScheduledRun) -> ScheduledRun:
+    """Return a run that does not exist yet with the template and the champion of now."""
+    plain = run.model_copy(
+        update={
+            "template_hash": runs.compute_template_hash(request.schedule.spec),
+            "champion": None,
+            "champion_digest": None,
+        }
+    )
+    return add_champion(plain, request.with_status(status))
 
 
 def _join_run_of_same_minute(status: FineTuneScheduleStatus, due: Due) -> Step:

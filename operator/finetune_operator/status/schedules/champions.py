@@ -20,12 +20,12 @@ from finetune_operator.api.status import Phase
 from finetune_operator.observed.complete_run import CompleteRun
 from finetune_operator.observed.objects import parse_timestamp
 from finetune_operator.status.schedules.promotion import SET_MESSAGE, Decision
+from finetune_operator.status.schedules.runs import MAX_MESSAGE_LENGTH
 
 RETRY_SECONDS = 3600.0
 """Seconds from a failed attempt to write the alias to the next one, if the spec stays the same. Somebody may have
 corrected the object or the permissions meanwhile."""
 _MAX_CHAMPIONS = 10
-_MAX_MESSAGE_LENGTH = 512
 
 
 class Target(NamedTuple):
@@ -50,6 +50,15 @@ def is_decision_pending(status: FineTuneScheduleStatus) -> bool:
     """
     in_flight = status.promoting is not None and status.promoting.failure is None
     return in_flight or find_next_undecided(status) is not None
+
+
+def find_champion_problem(status: FineTuneScheduleStatus) -> str | None:
+    """Return why no run can be compared with the champion: the last one has failed because of it. Otherwise None."""
+    last = max((run for run in status.runs if run.decision), key=_get_order, default=None)
+    if last is None or status.champion is None or last.decision != ScheduleReason.CHAMPION_UNUSABLE:
+        return None
+    is_current = (last.champion, last.champion_digest) == (status.champion.run, status.champion.digest)
+    return last.message if is_current else None
 
 
 def find_known_champion(status: FineTuneScheduleStatus, name: str, now: str) -> Champion | None:
@@ -132,7 +141,7 @@ def fail_promotion(
     status: FineTuneScheduleStatus, pending: PendingPromotion, reason: ScheduleReason, message: str
 ) -> FineTuneScheduleStatus:
     """Return the status after a failed attempt to write the alias. The champion stays the one that it names."""
-    message = message[:_MAX_MESSAGE_LENGTH]
+    message = message[:MAX_MESSAGE_LENGTH]
     failed = pending.model_copy(update={"failure": reason.value, "message": message})
     conflict = message if reason is ScheduleReason.ALIAS_CONFLICT else None
     status = status.model_copy(update={"promoting": failed, "alias_conflict": conflict})
@@ -206,7 +215,7 @@ def _rebuild_champion(run: ScheduledRun) -> Champion:
 
 def _describe_decision(decision: Decision) -> dict[str, Any]:
     return {
-        "message": decision.message[:_MAX_MESSAGE_LENGTH],
+        "message": decision.message[:MAX_MESSAGE_LENGTH],
         "metrics": decision.metrics,
         "changes": list(decision.changes),
     }

@@ -13,7 +13,7 @@ from finetune_operator.api.schedule import (
     ScheduledRun,
     ScheduleReason,
 )
-from finetune_operator.status.schedules.runs import compute_template_hash, find_last_complete_run
+from finetune_operator.status.schedules.runs import compute_template_hash, describe_failure, find_last_complete_run
 
 MESSAGE_MAX_LENGTH = 4096
 
@@ -101,8 +101,7 @@ def _describe_newer_run(run: ScheduledRun | None) -> Verdict | None:
         return None
     if run.phase is None:
         return Verdict("False", ScheduleReason.RUN_ACTIVE, f"Run {run.name} is under way.")
-    reason = f" ({run.reason})" if run.reason and run.reason != run.phase else ""
-    return Verdict("False", ScheduleReason.RUN_FAILED, f"The last run {run.name} ended as {run.phase}{reason}.")
+    return Verdict("False", ScheduleReason.RUN_FAILED, f"The last run is {run.name}. {describe_failure(run)}")
 
 
 def _compare_with_last(schedule: FineTuneSchedule, status: FineTuneScheduleStatus, last: ScheduledRun) -> Verdict:

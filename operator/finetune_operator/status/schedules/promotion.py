@@ -5,6 +5,7 @@ It is a pure function of the spec, the outcome of the run and the champion.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from finetune_operator.api.schedule import (
@@ -15,11 +16,17 @@ from finetune_operator.api.schedule import (
     ScheduledRun,
     ScheduleReason,
 )
+from finetune_operator.api.status import Phase
 from finetune_operator.observed.complete_run import CompleteRun
-from finetune_trainer.contract import BaselineComparison, MetricChange, Result, Verdicts
+from finetune_operator.status.schedules.runs import describe_failure
+from finetune_trainer.contract import BaselineComparison, MetricChange, Reason, Result, Verdicts
 
 SET_MESSAGE = "spec.champion.run has set this run."
 """Message of the decision about a run that a person has made the champion."""
+
+
+_ADAPTER_REASONS = (Reason.MODEL_NOT_FOUND, Reason.MODEL_INVALID, Reason.STORAGE_CORRUPT)
+"""Reasons of runs that do not find an adapter as it was published."""
 
 
 class Decision(NamedTuple):
@@ -52,6 +59,30 @@ def decide(spec: FineTuneScheduleSpec, run: ScheduledRun, complete: CompleteRun,
         message = f"spec.champion.run is {spec.champion.run}. By the rules: {reason}: {message}"
         reason = ScheduleReason.PINNED
     return Decision(reason, message, metrics, changes)
+
+
+def explain_missing_result(run: ScheduledRun, champion: Champion | None) -> Decision:
+    """Return the decision about a run without a result that can be read."""
+    if run.phase == Phase.COMPLETE:
+        message = (
+            "The FineTuneJob was deleted or replaced before its result was compared, or its result is not readable."
+        )
+        return Decision(ScheduleReason.NOT_MEASURED, message, {}, ())
+    message = describe_failure(run)
+    if champion is None or not _is_about_champion(run, champion):
+        return Decision(ScheduleReason.RUN_FAILED, message, {}, ())
+    advice = (
+        f"The run could not use the champion {champion.run} from S3. Restore {champion.adapter_uri}, or set "
+        "spec.champion.run to a run whose result exists."
+    )
+    return Decision(ScheduleReason.CHAMPION_UNUSABLE, f"{advice} {message}", {}, ())
+
+
+def _is_about_champion(run: ScheduledRun, champion: Champion) -> bool:
+    """Return whether a run has failed because of the champion's adapter. Its error names the URI."""
+    is_compared = (run.champion, run.champion_digest) == (champion.run, champion.digest)
+    names_adapter = re.search(re.escape(champion.adapter_uri.rstrip("/")) + r"(?![\w-])", run.message)
+    return is_compared and run.reason in _ADAPTER_REASONS and names_adapter is not None
 
 
 def is_better(change: MetricChange, rule: PromotionRule) -> bool | None:

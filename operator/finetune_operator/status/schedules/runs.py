@@ -19,6 +19,8 @@ MAX_RUNS = 20
 COMPLETE_PHASE = "Complete"
 DELETED_PHASE = "Deleted"
 """Phase of a run whose FineTuneJob was deleted by somebody before its end was recorded. It is not created again."""
+MAX_MESSAGE_LENGTH = 512
+"""Number of characters of the message about a run."""
 _HASH_LENGTH = 16
 
 
@@ -70,15 +72,24 @@ def record_end(run: ScheduledRun, child: Body | None, now: str) -> ScheduledRun:
     phase = next((each for each in TERMINAL_CONDITIONS if find_true_condition(child, each)), None)
     if phase is None:
         return run
-    status = child["status"]
+    status, condition = child["status"], find_true_condition(child, phase) or {}
     changes = {
         "created": True,
         "phase": phase,
         "reason": status.get("reason"),
         "completionTime": status.get("completionTime") or now,
+        "message": "" if phase == COMPLETE_PHASE else condition.get("message", "")[:MAX_MESSAGE_LENGTH],
     }
     result = status.get("result") if phase == COMPLETE_PHASE else None
     return _apply_changes(run, {**changes, **_select_result(result or {})}) or _apply_changes(run, changes) or run
+
+
+def describe_failure(run: ScheduledRun) -> str:
+    """Return in a sentence how a run without a result ended, with its error and, if it is decided, what to do."""
+    if run.decision:
+        return run.message
+    reason = f" ({run.reason})" if run.reason and run.reason != run.phase else ""
+    return f"The run ended as {run.phase}{reason}{f': {run.message}' if run.message else '.'}"
 
 
 def _select_result(result: Body) -> Body:
