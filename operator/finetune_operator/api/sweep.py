@@ -311,6 +311,9 @@ class FineTuneSweepStatus(Model):
     """gpuSeconds is what all trials together have used."""
     trials: list[TrialStatus] = Field(default=[], max_length=MAX_TRIALS)
     """trials are all trials, in the order in which they are created."""
+    compared_at_step: Count | None = None
+    """comparedAtStep is the last step of halving at which the trials were compared. They are compared once at each
+    step."""
     best: BestTrial | None = None
     """best is the best configuration."""
     report_uri: ResultUri | None = Field(default=None, alias="reportURI")

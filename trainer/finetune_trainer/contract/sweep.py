@@ -30,6 +30,7 @@ MAX_TRIALS = 100
 """Maximum number of trials of a sweep. Its status has a row for each."""
 _MAX_DRAWS_PER_CONFIGURATION = 100
 _SIGNIFICANT_DIGITS = 3
+_DIGITS = 9  # so that 0.28 * 25 is 7
 
 NumberT = TypeVar("NumberT", float, int)
 Value = float | int | str
@@ -195,8 +196,12 @@ class Halving(Model):
     """atSteps are the optimizer steps at which all trials are compared by their validation loss. Each is suspended
     there until the others have reached it."""
     keep_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """keepFraction is the fraction of the trials that continue, rounded up. The others are cancelled. Defaults to
-    0.5."""
+    """keepFraction is the fraction of the configurations that continue, rounded up. The trials of the others are
+    cancelled. Defaults to 0.5."""
+
+    def count_kept(self, configurations: int) -> int:
+        """Return how many of the remaining configurations continue after a step."""
+        return math.ceil(round(self.keep_fraction * configurations, _DIGITS))
 
 
 def list_configurations(parameters: SweepParameters, search: Search) -> list[Configuration]:

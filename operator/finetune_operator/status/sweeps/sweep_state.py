@@ -41,6 +41,8 @@ class SweepFacts(NamedTuple):
     """The FineTuneJobs that exist, by name."""
     step: int | None = None
     """The step of halving that the remaining trials train up to."""
+    compared_at_step: int | None = None
+    """The last step of halving at which trials were compared."""
     problem: SweepProblem | None = None
     report: ReportState | None = None
     """Unset unless all trials have ended."""
