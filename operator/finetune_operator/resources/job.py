@@ -97,13 +97,6 @@ def _build_plain_job(finetunejob: FineTuneJob, settings: Settings) -> Body:
     }
 
 
-_MAX_CONFIG_BYTES = 131_071 - len(f"{contract.CONFIG_ENV}=")
-"""Bytes that fit into the variable of the config: Linux passes at most 131,071 bytes of a variable with its name to a
-program (`MAX_ARG_STRLEN`, without the final null)."""
-_CONFIG_PART_CHARACTERS = 30_000
-"""Characters of each part of a longer config. Each has at most four bytes."""
-
-
 def encode_config(config: TrainerConfig) -> dict[str, str]:
     """Return the variables with the config as JSON, in several parts if it is too long for one.
 
@@ -111,10 +104,8 @@ def encode_config(config: TrainerConfig) -> dict[str, str]:
     `$` of `$(`, because `$$(NAME)` in the config would become `$$$(NAME)`, in which `$(NAME)` is expanded.
     """
     encoded = json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"))
-    is_short = len(encoded.encode()) <= _MAX_CONFIG_BYTES
-    size = len(encoded) if is_short else _CONFIG_PART_CHARACTERS
-    parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
-    return {contract.get_config_variable(index): part.replace("$", "$$") for index, part in enumerate(parts)}
+    variables = contract.split_variables(contract.CONFIG_ENV, encoded)
+    return {name: part.replace("$", "$$") for name, part in variables.items()}
 
 
 def _build_scratch_label(compute: ComputeSpec) -> dict[str, str]:

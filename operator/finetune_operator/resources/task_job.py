@@ -111,8 +111,8 @@ def get_task_storage(finetunejob: FineTuneJob, settings: Settings) -> Storage:
 
 
 def encode_config(config: TaskConfig) -> str:
-    """Return the config as JSON, escaped for the value of an environment variable."""
-    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"), sort_keys=True).replace("$", "$$")
+    """Return the config as JSON."""
+    return json.dumps(config.to_json(), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _build_plain_job(task: Task, finetunejob: FineTuneJob, settings: Settings) -> Body:
@@ -149,9 +149,10 @@ def read_task_config(job: Body) -> TaskConfig | None:
     """Return the config of a stored Job, or None if it has no valid one: it may be of another version."""
     containers = job["spec"].get("template", {}).get("spec", {}).get("containers", [])
     variables = [variable for container in containers for variable in container.get("env", [])]
-    texts = [variable.get("value", "") for variable in variables if variable["name"] == contract.TASK_CONFIG_ENV]
+    environment = {variable["name"]: variable.get("value", "") for variable in variables}
+    text = contract.join_variables(contract.TASK_CONFIG_ENV, environment)
     try:
-        return TaskConfig.model_validate_json(texts[0].replace("$$", "$")) if texts else None
+        return TaskConfig.model_validate_json(text.replace("$$", "$")) if text else None
     except ValidationError:
         return None
 
@@ -183,8 +184,9 @@ def _build_mounts(spec: FineTuneJobSpec, config: TaskConfig) -> list[tuple[Body,
 
 
 def _build_environment(spec: FineTuneJobSpec, settings: Settings, config: TaskConfig) -> dict[str, str]:
+    variables = contract.split_variables(contract.TASK_CONFIG_ENV, encode_config(config))
     environment = {
-        contract.TASK_CONFIG_ENV: encode_config(config),
+        **{name: part.replace("$", "$$") for name, part in variables.items()},  # the kubelet expands `$(NAME)`
         contract.OUTCOME_PATH_ENV: TERMINATION_LOG,
         VISIBLE_DEVICES_ENV: "none",  # images of CUDA make all GPUs of the node visible otherwise
         **volumes.build_storage_environment(spec.storage, settings.defaults.allow_node_identity),

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from finetune_trainer.contract import (
     QUANTITY_PATTERN,
     Reason,
     TrainerConfig,
-    get_config_variable,
+    join_variables,
     parse_quantity,
 )
 from finetune_trainer.errors import TrainerError
@@ -139,8 +138,7 @@ def read_job_name(path: Path) -> str:
 
 def read_config_text() -> str:
     """Return the config that the operator sets in the pod, as JSON. It is empty if there is none."""
-    parts = takewhile(bool, (os.environ.get(get_config_variable(index)) for index in count()))
-    return "".join(filter(None, parts))
+    return join_variables(CONFIG_ENV, os.environ)
 
 
 def load_from_environment() -> TrainerConfig:

@@ -64,9 +64,11 @@ from finetune_trainer.contract.environment import (
     TEMPLATE_DATE_ENV,
     TRACKING_CREDENTIALS_DIR_ENV,
     TRACKING_KEYS,
-    get_config_variable,
+    join_variables,
+    split_variables,
 )
 from finetune_trainer.contract.evaluation import (
+    METRICS_BY_TASK,
     Baseline,
     BiasEvaluation,
     Evaluation,
@@ -122,7 +124,14 @@ from finetune_trainer.contract.task import (
     TrialRow,
 )
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
-from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
+from finetune_trainer.contract.training import (
+    METRICS_BY_METHOD,
+    Checkpoints,
+    CrossValidation,
+    EarlyStopping,
+    Lora,
+    Training,
+)
 
 __all__ = [
     "CA_BUNDLE_ENV",
@@ -140,6 +149,8 @@ __all__ = [
     "JOB_ENV",
     "JOB_NAME_MAX_LENGTH",
     "MAX_TRIALS",
+    "METRICS_BY_METHOD",
+    "METRICS_BY_TASK",
     "MODEL_CACHE_DIR_ENV",
     "NODES_ENV",
     "NODE_RANK_ENV",
@@ -237,10 +248,11 @@ __all__ = [
     "Verdicts",
     "apply_trial",
     "cel_rules",
-    "get_config_variable",
+    "join_variables",
     "list_configurations",
     "list_trials",
     "parse_quantity",
     "s3_uri_rule",
+    "split_variables",
     "uri_text_rule",
 ]

@@ -1,14 +1,35 @@
 """Interface of the trainer's container: environment variables, files, ports and limits."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count, takewhile
+
 CONFIG_ENV = "FINETUNE_CONFIG"
-"""Environment variable with the `TrainerConfig` as JSON. A program cannot be started with a variable of more than
-131,071 bytes (`MAX_ARG_STRLEN` of Linux), so a longer config continues in `FINETUNE_CONFIG_1`, `FINETUNE_CONFIG_2` and
-so on."""
+"""Environment variable with the `TrainerConfig` as JSON. A long one continues in `FINETUNE_CONFIG_1`,
+`FINETUNE_CONFIG_2` and so on."""
+_MAX_VARIABLE_BYTES = 131_071
+"""Linux passes at most so many bytes of a variable with its name to a program (`MAX_ARG_STRLEN`, without the final
+null)."""
+_PART_CHARACTERS = 30_000
+"""Characters of each part of a longer text. Each has at most four bytes."""
 
 
-def get_config_variable(index: int) -> str:
-    """Return the name of the environment variable with a part of the config, counted from 0."""
-    return f"{CONFIG_ENV}_{index}" if index else CONFIG_ENV
+def split_variables(name: str, text: str) -> dict[str, str]:
+    """Return the environment variables with a text: one, or several parts if it is too long to start a program with."""
+    is_short = len(f"{name}={text}".encode()) <= _MAX_VARIABLE_BYTES
+    size = len(text) if is_short else _PART_CHARACTERS
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    return {_get_part_name(name, index): part for index, part in enumerate(parts)}
+
+
+def join_variables(name: str, environment: Mapping[str, str]) -> str:
+    """Return the text of `split_variables`. It is empty if there is none."""
+    return "".join(takewhile(bool, (environment.get(_get_part_name(name, index), "") for index in count())))
+
+
+def _get_part_name(name: str, index: int) -> str:
+    return f"{name}_{index}" if index else name
 
 
 RUN_ID_ENV = "FINETUNE_RUN_ID"
@@ -30,7 +51,8 @@ SUSPEND_AT_STEP_ENV = "FINETUNE_SUSPEND_AT_STEP"
 """Optimizer step at which the trainer evaluates, saves a checkpoint and ends with `StepReached`. If unset, it trains to
 the end."""
 TASK_CONFIG_ENV = "FINETUNE_TASK"
-"""Environment variable with the `TaskConfig` of a task pod as JSON."""
+"""Environment variable with the `TaskConfig` of a task pod as JSON. A long one continues in `FINETUNE_TASK_1` and so
+on: that of the report of a sweep names up to 100 trials."""
 S3_CREDENTIALS_DIR_ENV = "FINETUNE_S3_CREDENTIALS_DIR"
 """Directory with one file per key in `S3_CREDENTIALS_KEYS`. If unset, the identity of the pod or workstation is
 used."""

@@ -21,6 +21,7 @@ from finetune_trainer.contract import (
     SweepReportTask,
     TaskConfig,
     TaskOutcome,
+    join_variables,
 )
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.formatting import pluralize
@@ -92,7 +93,7 @@ def describe_failure(outcome: Outcome) -> TaskOutcome:
 
 
 def _load_config() -> TaskConfig:
-    text = os.environ.get(TASK_CONFIG_ENV)
+    text = join_variables(TASK_CONFIG_ENV, os.environ)
     if not text:
         message = f"{TASK_CONFIG_ENV} is not set; the operator sets it in task pods"
         raise TrainerError(Reason.CONFIG_INVALID, message)
