@@ -13,6 +13,8 @@ from finetune_operator.api.template import NO_TEST_METRIC, RunTemplate
 from finetune_trainer.contract import (
     COMPARABLE_PARAMETERS,
     MAX_TRIALS,
+    METRICS_BY_METHOD,
+    METRICS_BY_TASK,
     NO_PARENT,
     PARAMETER_PATHS,
     SHORT_IN_BYTES,
@@ -47,6 +49,17 @@ _GRID_SIZE = " * ".join(
 )
 _HAS_RANGE = " || ".join(
     f"(has(self.parameters.{name}) && has(self.parameters.{name}.min))" for name in _PARAMETERS if name != "scheduler"
+)
+_IS_MEASURED_BY_METHOD = " || ".join(
+    f"(self.template.spec.training.method == '{method}' && self.objective.metric in {[*metrics]})"
+    for method, metrics in METRICS_BY_METHOD.items()
+)
+_IS_MEASURED_BY_TASK = " || ".join(
+    f"(self.template.spec.evaluation.task == '{task}' && self.objective.metric in {[*metrics]})"
+    for task, metrics in METRICS_BY_TASK.items()
+)
+_MEASURED_METRICS = "; ".join(
+    f"{name} has {', '.join(metrics)}" for name, metrics in (*METRICS_BY_METHOD.items(), *METRICS_BY_TASK.items())
 )
 _VARIES_SCHEDULE = " || ".join(
     f"has(self.parameters.{name})" for name in _PARAMETERS if name not in COMPARABLE_PARAMETERS
@@ -88,8 +101,8 @@ class Objective(Model):
 
     metric: MetricName = "evalLoss"
     """metric is the name of a metric of the validation data, such as `evalLoss` or `accuracy`, or
-    `crossValidationLoss`. Lower values are better for losses and perplexities, higher values for all others. Defaults
-    to evalLoss."""
+    `crossValidationLoss`. The trials must measure it. Lower values are better for losses and perplexities, higher
+    values for all others. Defaults to evalLoss."""
 
 
 class SweepBudget(Model):
@@ -152,10 +165,16 @@ class FineTuneSweepSpec(Model):
                 "template.spec.training.crossValidation",
             ),
             (
-                "self.objective.metric in ['evalLoss', 'perplexity', 'crossValidationLoss'] "
-                "|| has(self.template.spec.evaluation.task)",
-                "the objective needs template.spec.evaluation.task, unless it is evalLoss, perplexity or "
-                "crossValidationLoss",
+                f"({_IS_MEASURED_BY_METHOD}) || (has(self.template.spec.evaluation.task) && ({_IS_MEASURED_BY_TASK})) "
+                "|| (self.objective.metric == 'crossValidationLoss' "
+                "&& has(self.template.spec.training.crossValidation))",
+                "the trials do not measure objective.metric with this template.spec.training.method and "
+                f"template.spec.evaluation.task: {_MEASURED_METRICS}; training.crossValidation has crossValidationLoss",
+            ),
+            (
+                "!has(self.parameters.beta) || !self.objective.metric.endsWith('Loss')",
+                "parameters.beta changes the scale of the loss, so that trials cannot be ranked by it; set "
+                "objective.metric to evalRewardAccuracy or to a metric of template.spec.evaluation.task",
             ),
             (
                 f"!has(self.halving) || !({_VARIES_SCHEDULE})",

@@ -64,6 +64,10 @@ class ParameterValues(Model, Generic[NumberT]):
                 "has(self.values) ? !has(self.min) && !has(self.max) : has(self.min) && has(self.max)",
                 "set either values, or min and max",
             ),
+            (
+                "!has(self.values) || self.values.all(i, self.values.exists_one(j, i == j))",
+                "values must be different; spec.seeds trains the same configuration several times",
+            ),
             ("!has(self.min) || !has(self.max) || self.min < self.max", "min must be less than max"),
             ("self.scale != 'log' || !has(self.min) || double(self.min) > 0.0", "scale log needs a min greater than 0"),
         )
@@ -94,6 +98,12 @@ class ParameterValues(Model, Generic[NumberT]):
 
 class SchedulerValues(Model):
     """SchedulerValues are the schedulers to try."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            ("self.values.all(i, self.values.exists_one(j, i == j))", "values must be different")
+        )
+    )
 
     values: list[Scheduler] = Field(min_length=1, max_length=3)
     """values are the values to try."""
