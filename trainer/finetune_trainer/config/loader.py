@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cel
 from pydantic import BaseModel, ValidationError
@@ -40,7 +40,12 @@ OWNER_KINDS = ("FineTuneSchedule", "FineTuneSweep")
 """Kinds whose objects have a template of FineTuneJobs."""
 
 _FieldPath = tuple[str | int, ...]
-_CLEARER_MESSAGES = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
+ModelT = TypeVar("ModelT", bound=BaseModel)
+_CLEARER_MESSAGES = {
+    "extra_forbidden": "there is no such field",
+    "missing": "this field is required",
+    "model_type": "a mapping is required",
+}
 _TEXT_REQUIRED = "text is required: quote it"
 _METADATA_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
 """What a field of the metadata names, and its maximum length."""
@@ -161,6 +166,20 @@ def load_from_environment() -> TrainerConfig:
     if problems:
         raise _config_invalid_error(CONFIG_ENV, problems)
     return config
+
+
+def parse_section(kind: type[ModelT], section: object, path: _FieldPath) -> ModelT:
+    """Parse a part of a manifest from plain values. Raises `CONFIG_INVALID` with one line per mistake."""
+    try:
+        model, problems = kind.model_validate(section), list[tuple[_FieldPath, str]]()
+    except ValidationError as error:
+        model, problems = None, list(_list_validation_problems(error))
+    if model:
+        problems = list(find_broken_rules(model))
+    if problems or model is None:
+        lines = [_format_problem((*path, *field_path), problem) for field_path, problem in problems]
+        raise _config_invalid_error("the manifest is not valid", lines)
+    return model
 
 
 def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple[_FieldPath, str]]:

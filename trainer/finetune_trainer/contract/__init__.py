@@ -94,6 +94,7 @@ from finetune_trainer.contract.outcome import (
 from finetune_trainer.contract.quantity import QUANTITY_PATTERN, Quantity, parse_quantity
 from finetune_trainer.contract.sweep import (
     COMPARABLE_PARAMETERS,
+    DEFAULT_PARAMETERS,
     MAX_TRIALS,
     PARAMETER_PATHS,
     Configuration,
@@ -106,6 +107,7 @@ from finetune_trainer.contract.sweep import (
     list_configurations,
     list_trials,
 )
+from finetune_trainer.contract.sweep_rules import SWEEP_RULES, UNIQUE_OUTPUT_RULE
 from finetune_trainer.contract.task import (
     CheckInputsTask,
     CleanReport,
@@ -142,6 +144,7 @@ __all__ = [
     "CONFIG_ENV",
     "DATASET_HUB_TOKEN_FILE_ENV",
     "DATA_URI_RULES",
+    "DEFAULT_PARAMETERS",
     "DNS_LABEL_PATTERN",
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
@@ -174,12 +177,14 @@ __all__ = [
     "SIGNING_KEY_FILE_ENV",
     "STOP_SECONDS_ENV",
     "SUSPEND_AT_STEP_ENV",
+    "SWEEP_RULES",
     "TASK_CONFIG_ENV",
     "TEMPLATE_DATE_ENV",
     "TRACKING_CREDENTIALS_DIR_ENV",
     "TRACKING_KEYS",
     "TRACKING_RULES",
     "TRAINER_RULES",
+    "UNIQUE_OUTPUT_RULE",
     "Baseline",
     "BaselineComparison",
     "BiasEvaluation",

@@ -146,6 +146,9 @@ class SweepParameters(Model):
     """beta sets `training.beta`, for the methods dpo and kto."""
 
 
+DEFAULT_PARAMETERS = SweepParameters(learning_rate=ParameterValues(values=[1e-4, 3e-4, 1e-3]))
+
+
 class Configuration(Model):
     """Configuration is one value for each parameter of a FineTuneSweep."""
 
