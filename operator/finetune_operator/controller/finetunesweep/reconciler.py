@@ -130,7 +130,7 @@ class SweepReconciler:
                 rows[row.name] = trials.update_row(row, trials.read_child(created), None)
             elif created.is_permanent:
                 rows[row.name] = trials.mark_refused(row, created.reason)
-                log.warning("%s", created.message)
+                await self._record_event(request, EventContent("Warning", created.reason, created.message))
             else:
                 problem = created
                 break
