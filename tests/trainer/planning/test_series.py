@@ -153,6 +153,12 @@ def test_plan_sweep_that_the_api_server_rejects_is_refused(spec: dict[str, Any],
     assert raised.value.reason is Reason.CONFIG_INVALID
 
 
+def test_plan_mistake_in_a_template_is_named_with_its_path(tmp_path: Path) -> None:
+    path = _write_sweep(tmp_path, uri="results/{name}")  # the sweep has an output of its own
+    with pytest.raises(TrainerError, match=r"spec\.template\.spec\.output: uri must be s3://.* \(line 1\)"):
+        _plan_sweep(path, tmp_path)
+
+
 def test_plan_settings_are_all_fields_of_a_sweep() -> None:
     assert SweepSettings.model_fields.keys() == FineTuneSweepSpec.model_fields.keys()
 
