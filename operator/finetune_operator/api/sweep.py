@@ -84,7 +84,9 @@ class SweepBudget(Model):
     """SweepBudget limits what all trials together may use. At the limit, the sweep is suspended."""
 
     gpu_seconds: int = Field(ge=1, le=_MAX_GPU_SECONDS)
-    """gpuSeconds is the maximum of `status.gpuSeconds`."""
+    """gpuSeconds is the maximum of `status.gpuSeconds`. What a running trial uses is counted when its status changes,
+    such as with its progress, so that trials may exceed the limit until then. `template.spec.budget` limits each
+    trial at once."""
 
 
 class SweepOutput(Model):
