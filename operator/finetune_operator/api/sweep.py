@@ -11,18 +11,17 @@ from finetune_operator.api.spec import ObjectMeta
 from finetune_operator.api.status import Condition, Phase, Timestamp
 from finetune_operator.api.template import NO_TEST_METRIC, RunTemplate
 from finetune_trainer.contract import (
-    COMPARABLE_PARAMETERS,
+    DEFAULT_PARAMETERS,
     MAX_TRIALS,
     NO_PARENT,
-    PARAMETER_PATHS,
     SHORT_IN_BYTES,
+    SWEEP_RULES,
     Configuration,
     Count,
     Halving,
     MetricChange,
     MetricName,
     Model,
-    ParameterValues,
     ResultDigest,
     Search,
     StepResult,
@@ -40,17 +39,6 @@ _IMMUTABLE_MESSAGE = "is immutable; create a new FineTuneSweep"
 RunName = Annotated[str, StringConstraints(max_length=63)]
 ReasonText = Annotated[str, StringConstraints(max_length=64)]
 ResultUri = Annotated[str, StringConstraints(max_length=1100)]
-_PARAMETERS = tuple(PARAMETER_PATHS)
-_GRID_SIZE = " * ".join(
-    f"(has(self.parameters.{name}) && has(self.parameters.{name}.values) ? self.parameters.{name}.values.size() : 1)"
-    for name in _PARAMETERS
-)
-_HAS_RANGE = " || ".join(
-    f"(has(self.parameters.{name}) && has(self.parameters.{name}.min))" for name in _PARAMETERS if name != "scheduler"
-)
-_VARIES_SCHEDULE = " || ".join(
-    f"has(self.parameters.{name})" for name in _PARAMETERS if name not in COMPARABLE_PARAMETERS
-)
 
 
 class SweepReason(StrEnum):
@@ -88,15 +76,17 @@ class Objective(Model):
 
     metric: MetricName = "evalLoss"
     """metric is the name of a metric of the validation data, such as `evalLoss` or `accuracy`, or
-    `crossValidationLoss`. Lower values are better for losses and perplexities, higher values for all others. Defaults
-    to evalLoss."""
+    `crossValidationLoss`. The trials must measure it. Lower values are better for losses and perplexities, higher
+    values for all others. Defaults to evalLoss."""
 
 
 class SweepBudget(Model):
     """SweepBudget limits what all trials together may use. At the limit, the sweep is suspended."""
 
     gpu_seconds: int = Field(ge=1, le=_MAX_GPU_SECONDS)
-    """gpuSeconds is the maximum of `status.gpuSeconds`."""
+    """gpuSeconds is the maximum of `status.gpuSeconds`. What a running trial uses is counted when its status changes,
+    such as with its progress, so that trials may exceed the limit until then. `template.spec.budget` limits each
+    trial at once."""
 
 
 class SweepOutput(Model):
@@ -137,52 +127,13 @@ class FineTuneSweepSpec(Model):
             ),
             ("self.output == oldSelf.output", f"output {_IMMUTABLE_MESSAGE}"),
             ("!oldSelf.cancel || self.cancel", "cancel cannot be undone; create a new FineTuneSweep"),
-            (
-                f"(self.search.type == 'random' ? self.search.trials : {_GRID_SIZE}) * self.seeds <= {MAX_TRIALS}",
-                f"the sweep has more than {MAX_TRIALS} trials; use fewer values or seeds, or search.type random",
-            ),
-            (
-                f"self.search.type == 'random' || !({_HAS_RANGE})",
-                "min and max need search.type random; set values for a grid",
-            ),
-            (
-                "has(self.template.spec.dataset.validation) || (self.objective.metric == 'crossValidationLoss' "
-                "&& has(self.template.spec.training.crossValidation))",
-                "trials are compared on template.spec.dataset.validation, or by crossValidationLoss with "
-                "template.spec.training.crossValidation",
-            ),
-            (
-                "self.objective.metric in ['evalLoss', 'perplexity', 'crossValidationLoss'] "
-                "|| has(self.template.spec.evaluation.task)",
-                "the objective needs template.spec.evaluation.task, unless it is evalLoss, perplexity or "
-                "crossValidationLoss",
-            ),
-            (
-                f"!has(self.halving) || !({_VARIES_SCHEDULE})",
-                "halving compares losses at equal steps, which needs parameters that change neither the rows of a "
-                f"step nor the schedule: {', '.join(COMPARABLE_PARAMETERS)}",
-            ),
-            (
-                "!has(self.halving) || (self.objective.metric == 'evalLoss' "
-                "&& !has(self.template.spec.training.crossValidation))",
-                "halving needs the objective evalLoss, and no template.spec.training.crossValidation",
-            ),
-            (
-                "!has(self.halving) || self.halving.atSteps.all(i, self.halving.atSteps.exists_one(j, i == j))",
-                "halving.atSteps must be different steps",
-            ),
-            (
-                "(has(self.parameters.epochs) ? has(self.template.spec.training.epochs) : true) "
-                "&& (has(self.parameters.maxSteps) ? has(self.template.spec.training.maxSteps) : true)",
-                "parameters.epochs needs template.spec.training.epochs, and parameters.maxSteps needs "
-                "template.spec.training.maxSteps",
-            ),
+            *SWEEP_RULES,
         )
     )
 
     template: RunTemplate
     """template is the template of the trials."""
-    parameters: SweepParameters = SweepParameters(learning_rate=ParameterValues(values=[1e-4, 3e-4, 1e-3]))
+    parameters: SweepParameters = DEFAULT_PARAMETERS
     """parameters are the parameters that the trials vary. Defaults to the learning rates 1e-4, 3e-4 and 1e-3."""
     seeds: int = Field(default=1, ge=1, le=10)
     """seeds is the number of trials of each configuration, with the seeds `training.seed`, `training.seed` + 1 and so
@@ -311,6 +262,9 @@ class FineTuneSweepStatus(Model):
     """gpuSeconds is what all trials together have used."""
     trials: list[TrialStatus] = Field(default=[], max_length=MAX_TRIALS)
     """trials are all trials, in the order in which they are created."""
+    compared_at_step: Count | None = None
+    """comparedAtStep is the last step of halving at which the trials were compared. They are compared once at each
+    step."""
     best: BestTrial | None = None
     """best is the best configuration."""
     report_uri: ResultUri | None = Field(default=None, alias="reportURI")

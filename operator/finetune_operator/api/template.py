@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_operator.api.compute import LabelValue, QualifiedName
 from finetune_operator.api.spec import GROUP, RunSpec
-from finetune_trainer.contract import DNS_LABEL_PATTERN, Model, cel_rules
+from finetune_trainer.contract import DNS_LABEL_PATTERN, UNIQUE_OUTPUT_RULE, Model, cel_rules
 
 OWNER_NAME_MAX_LENGTH = 40
 """Maximum length of the name of a FineTuneSchedule or a FineTuneSweep: names of FineTuneJobs are its name, a hyphen and
@@ -25,13 +25,6 @@ OWNER_NAME_RULES = [
     },
 ]
 """Rules on the root of a FineTuneSchedule and a FineTuneSweep."""
-TEMPLATE_RULES = (
-    (
-        "self.spec.output.uri.contains('{name}')",
-        "template.spec.output.uri must contain {name}, the name of the FineTuneJob, so that no result replaces another",
-    ),
-)
-"""Rules on the template of a FineTuneSchedule and a FineTuneSweep."""
 NO_TEST_METRIC = (
     "!self.metric.startsWith('test')",
     "metric must be one of the validation data: the metrics of evaluation.test must not choose a model",
@@ -60,7 +53,7 @@ class TemplateMetadata(Model):
 class RunTemplate(Model):
     """RunTemplate is the template of FineTuneJobs: their metadata and spec."""
 
-    model_config = ConfigDict(json_schema_extra=cel_rules(*TEMPLATE_RULES))
+    model_config = ConfigDict(json_schema_extra=cel_rules(UNIQUE_OUTPUT_RULE))
 
     metadata: TemplateMetadata = TemplateMetadata()
     """metadata is the metadata of the FineTuneJobs."""

@@ -37,6 +37,7 @@ def _build_owner(kind: str, **spec: object) -> Manifest:
 
 SCHEDULE = _build_owner(SCHEDULE_KIND)
 SWEEP = _build_owner(SWEEP_KIND, output={"uri": "s3://adapters/lr/"})
+PREFERENCES = {f"{RUN}.training.method": "dpo", f"{RUN}.dataset.sources.0.format": "preference"}
 RATES = {"values": [1e-4, 1e-3]}
 ACCEPTED: dict[str, tuple[str, Manifest]] = {
     "schedule": (SCHEDULE_PLURAL, SCHEDULE),
@@ -56,6 +57,13 @@ ACCEPTED: dict[str, tuple[str, Manifest]] = {
         "spec.search": {"type": "random", "trials": 100},
     })),
     "halving": (SWEEP_PLURAL, apply_changes(SWEEP, {"spec.halving": {"atSteps": [200, 400]}})),
+    "beta by reward accuracy": (SWEEP_PLURAL, apply_changes(SWEEP, {
+        "spec.objective": {"metric": "evalRewardAccuracy"}, "spec.parameters": {"beta": {"values": [0.1, 0.5]}},
+        **PREFERENCES,
+    })),
+    "accuracy": (SWEEP_PLURAL, apply_changes(SWEEP, {
+        "spec.objective": {"metric": "accuracy"}, f"{RUN}.evaluation": {"task": "classification"},
+    })),
     "fraction in a sweep": (SWEEP_PLURAL, apply_changes(SWEEP, {VALIDATION: {"fraction": 0.1}})),
 }  # fmt: skip
 REJECTED_SCHEDULES: list[tuple[Manifest, str]] = [
@@ -98,7 +106,16 @@ REJECTED_SWEEPS: list[tuple[Manifest, str]] = [
     ({"spec.parameters": {"learningRate": RATES}, "spec.search": {"type": "random", "trials": 60}, "spec.seeds": 2},
      "more than 100 trials"),
     ({VALIDATION: ABSENT}, "trials are compared on template.spec.dataset.validation"),
-    ({"spec.objective": {"metric": "accuracy"}}, "the objective needs template.spec.evaluation.task"),
+    ({"spec.objective": {"metric": "accuracy"}}, "the trials do not measure objective.metric"),
+    ({"spec.objective": {"metric": "rougeL"}, f"{RUN}.evaluation": {"task": "classification"}},
+     "classification has accuracy, macroF1"),
+    ({"spec.objective": {"metric": "trainSeconds"}, f"{RUN}.evaluation": {"task": "chat"}},
+     "the trials do not measure objective.metric"),
+    ({"spec.objective": {"metric": "crossValidationLoss"}}, "training.crossValidation has crossValidationLoss"),
+    ({"spec.objective": {"metric": "perplexity"}, **PREFERENCES}, "dpo has evalLoss, evalRewardAccuracy"),
+    ({"spec.parameters": {"beta": {"values": [0.1, 0.5]}}, **PREFERENCES}, "beta changes the scale of the loss"),
+    ({"spec.parameters": {"learningRate": {"values": [1e-4, 0.0001]}}}, "values must be different"),
+    ({"spec.parameters": {"scheduler": {"values": ["linear", "linear"]}}}, "values must be different"),
     ({"spec.halving": {"atSteps": [200]}, "spec.parameters": {"batchSize": {"values": [1, 2]}}}, "at equal steps"),
     ({"spec.halving": {"atSteps": [200, 200]}}, "must be different steps"),
     ({"spec.halving": {"atSteps": [200]}, "spec.objective": {"metric": "perplexity"}}, "needs the objective evalLoss"),

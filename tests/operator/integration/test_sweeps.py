@@ -224,6 +224,21 @@ async def test_sweep_trial_with_the_name_of_another_finetunejob_fails(
     )
 
 
+async def test_sweep_later_trial_that_is_refused_fails_alone_and_an_event_says_why(
+    world: NamespaceHarness, cluster: TrialCluster
+) -> None:
+    cluster.losses = {"lr-2": 2.0}
+    async with _run(world, cluster):
+        await cluster.create_sweep({"parameters": {"learningRate": {"values": [1e-4, 3e-4]}}})
+        await cluster.wait_for_status(lambda status: status["counts"].get("active") == 1)
+        await world.create_finetunejob("lr-2", spec={"suspend": True})
+        cluster.losses = {"lr-1": 1.0}
+        status = await cluster.wait_for_reason("Completed")
+    assert (status["trials"][1]["reason"], status["counts"]["failed"]) == ("NameConflict", 1)
+    (message,) = [each["message"] for each in await world.list_objects("events") if each["reason"] == "NameConflict"]
+    assert "Trial lr-2 (learningRate 0.0003, seed 42): There is a FineTuneJob lr-2" in message
+
+
 async def test_sweep_waits_for_the_end_of_trials_of_a_deleted_sweep(
     world: NamespaceHarness, cluster: TrialCluster
 ) -> None:

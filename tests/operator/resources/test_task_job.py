@@ -183,6 +183,23 @@ def test_task_job_defaults_of_installation_apply(build: type[Builders]) -> None:
     assert [volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]] == ["s3-credentials"]
 
 
+def test_task_job_of_a_hundred_trials_has_no_variable_that_is_too_long_to_start_a_program(
+    build: type[Builders],
+) -> None:
+    trial = {"configuration": 1, "parameters": {"learningRate": 1e-4}, "seed": 42, "phase": "Complete", "value": 1.5}
+    step = {"step": 100, "evalLoss": 1.0 / 3, "evalLossLow": 0.2 / 3, "evalLossHigh": 2.0 / 3}
+    result = {"adapterURI": "s3://bucket/$(HOME)/" + "ä" * 480, "digest": "sha256:" + "0" * 64, "steps": [step] * 8}
+    trials = [{"name": f"lr-{number}", **trial, **result} for number in range(1, 101)]
+    report = {"outputURI": "s3://bucket/lr/", "sweep": "team/lr", "objective": "evalLoss", "trials": trials}
+    config = TaskConfig.model_validate({"sweepReport": report})
+    job = build_task_job(
+        Task(TaskKind.REPORT, config, "lr", None, "x"), FineTuneJob.model_validate(build.finetunejob()), Settings()
+    )
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert max(len(f"{each['name']}={each['value']}".encode()) for each in container["env"]) < 131_072
+    assert read_task_config(job) == config
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", "no JSON"])
 def test_read_task_config_foreign_job_is_none(text: str | None) -> None:
     environment = [] if text is None else [{"name": TASK_CONFIG_ENV, "value": text}]

@@ -94,7 +94,8 @@ class SimulatedSweep:
         rows = [self._observe_row(row, states) for row in trials.build_rows("lr", self.trials, self.status.trials)]
         decision = decide(spec, self.status, rows, states)
         report = ReportState(report=REPORT) if sweep_state.must_report(spec, decision.rows) else None
-        return SweepFacts(spec, decision.rows, states, decision.step, report=report), decision.plan
+        facts = SweepFacts(spec, decision.rows, states, decision.step, decision.compared_at_step, report=report)
+        return facts, decision.plan
 
     def compute_status(self) -> FineTuneSweepStatus:
         """Return the status that follows from what is stored."""

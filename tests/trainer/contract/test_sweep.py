@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,15 +11,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_trainer.contract import (
+    METRICS_BY_METHOD,
+    METRICS_BY_TASK,
     PARAMETER_PATHS,
     Configuration,
     Search,
     SweepParameters,
+    Task,
     Training,
     apply_trial,
     list_configurations,
     list_trials,
 )
+from finetune_trainer.training.methods import METHODS
 
 
 def _parse(**parameters: object) -> SweepParameters:
@@ -30,6 +35,11 @@ def test_grid_has_all_combinations_in_order() -> None:
     assert [each.to_json() for each in list_configurations(parameters, Search())] == [
         {"learningRate": rate, "loraRank": rank} for rate in (1e-4, 3e-4) for rank in (8, 16)
     ]
+
+
+def test_metrics_of_methods_are_those_that_the_trainer_measures() -> None:
+    assert {name: tuple(method.metrics) for name, method in METHODS.items()} == METRICS_BY_METHOD
+    assert set(METRICS_BY_TASK) == set(get_args(Task))
 
 
 def test_grid_range_is_refused() -> None:

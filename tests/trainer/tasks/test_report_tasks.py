@@ -12,13 +12,23 @@ import pytest
 from tests.support.trainer.sweep_trials import draw_row_losses, make_task, make_trial, publish_trial
 from tests.support.trainer.task_packages import block_missing_packages
 
-from finetune_trainer.contract import OUTCOME_MAX_BYTES, OUTCOME_PATH_ENV, TASK_CONFIG_ENV, Reason, TaskOutcome
+from finetune_trainer.contract import (
+    OUTCOME_MAX_BYTES,
+    OUTCOME_PATH_ENV,
+    TASK_CONFIG_ENV,
+    Reason,
+    StepResult,
+    TaskOutcome,
+    get_part_variable,
+)
 from finetune_trainer.tasks import runner
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
+PART_CHARACTERS = 30_000
+"""Characters of each environment variable with a part of the config."""
 
 
 @pytest.fixture
@@ -27,7 +37,9 @@ def output(tmp_path: Path) -> str:
 
 
 def set_task(monkeypatch: pytest.MonkeyPatch, s3: S3Server, name: str, task: dict[str, Any]) -> None:
-    monkeypatch.setenv(TASK_CONFIG_ENV, json.dumps({"storage": {"endpoint": s3.endpoint}, name: task}))
+    text = json.dumps({"storage": {"endpoint": s3.endpoint}, name: task})
+    for index, start in enumerate(range(0, len(text), PART_CHARACTERS)):
+        monkeypatch.setenv(get_part_variable(TASK_CONFIG_ENV, index), text[start : start + PART_CHARACTERS])
 
 
 def test_task_sweep_report_writes_outcome_without_the_packages_of_the_trainer(
@@ -49,6 +61,19 @@ def test_task_sweep_report_writes_outcome_without_the_packages_of_the_trainer(
     assert outcome.message == "wrote the report of 2 trials"
     assert outcome.sweep_report
     assert outcome.sweep_report.verdict == "Better"
+
+
+def test_task_sweep_report_of_a_hundred_trials_fits_into_the_environment(
+    s3: S3Server, output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = [StepResult(step=step, eval_loss=1 / 3) for step in range(100, 900, 100)]
+    uri = "s3://results/" + "a" * 1000
+    trials = [make_trial(number, None, steps=steps, adapter_uri=uri) for number in range(1, 101)]
+    set_task(monkeypatch, s3, "sweepReport", make_task(output, trials, []).to_json())
+    monkeypatch.setenv(OUTCOME_PATH_ENV, str(tmp_path / "outcome"))
+    program = "import finetune_trainer.tasks.runner as runner; runner.write_outcome(runner.run_task())"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert "wrote the report of 100 trials" in (tmp_path / "outcome").read_text()
 
 
 def test_task_schedule_report_names_the_page(s3: S3Server, output: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,8 +172,8 @@ class TestOutcome:
         assert (read.dataset, read.log_uri) == (outcome.dataset, "s3://b/run/run.log")
 
     def test_outcome_keeps_the_metrics_of_the_validation_data_longest(self) -> None:
-        measured = {"evalLoss": 1.25, "crossValidationLoss": 1.5}
-        metrics = {**measured, "baseEvalLoss": 2.5, **{"t" * 60 + str(n): 0.123456789 for n in range(29)}}
+        measured = {"evalLoss": 1.25, "crossValidationLoss": 1.5, "evalRewardAccuracy": 0.75, "rougeL": 0.5}
+        metrics = {**measured, "baseRougeL": 0.25, **{"t" * 60 + str(n): 0.123456789 for n in range(27)}}
         uris = {"adapter_uri": "s" * 1000, "report_uri": "s" * 1000}
         result = Result(**uris, digest="d", model_revision="r" * 255, metrics=metrics)
         outcome = termination_message.build_outcome(Reason.COMPLETED, "m").model_copy(update={"result": result})

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cel
 from pydantic import BaseModel, ValidationError
@@ -40,7 +40,14 @@ OWNER_KINDS = ("FineTuneSchedule", "FineTuneSweep")
 """Kinds whose objects have a template of FineTuneJobs."""
 
 _FieldPath = tuple[str | int, ...]
-_CLEARER_MESSAGES = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
+_RUN_SPEC: _FieldPath = ("spec",)
+_OWNER_TEMPLATE: _FieldPath = ("spec", "template", "spec")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+_CLEARER_MESSAGES = {
+    "extra_forbidden": "there is no such field",
+    "missing": "this field is required",
+    "model_type": "a mapping is required",
+}
 _TEXT_REQUIRED = "text is required: quote it"
 _METADATA_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
 """What a field of the metadata names, and its maximum length."""
@@ -67,24 +74,26 @@ def load_template(path: Path) -> TrainerConfig:
 
     Raises `CONFIG_INVALID` with one line per mistake.
     """
-    return _load_document(path, _read_template(path))
+    return _load_document(path, _read_template(path), _OWNER_TEMPLATE if read_owner(path) else _RUN_SPEC)
 
 
-def _load_document(path: Path, document: CommentedMap) -> TrainerConfig:
+def _load_document(path: Path, document: CommentedMap, section: _FieldPath = _RUN_SPEC) -> TrainerConfig:
+    """Validate the FineTuneJob of a file. `section` is the path of its spec in the file."""
     _resolve_local_paths(document["spec"])
     problems = [
-        _format_problem_with_line(document, *name_problem) for name_problem in _find_invalid_names(document["metadata"])
+        _format_problem(field_path, problem) + _format_line(document, field_path)
+        for field_path, problem in _find_invalid_names(document["metadata"])
     ]
     try:
         config = TrainerConfig.from_manifest({**document, "metadata": {}} if problems else document)
     except ValidationError as error:
         problems += [
-            _format_problem_with_line(document, ("spec", *field_path), problem)
+            _format_problem((*section, *field_path), problem) + _format_line(document, ("spec", *field_path))
             for field_path, problem in _list_validation_problems(error)
         ]
         raise _config_invalid_error(str(path), problems) from error
     all_problems = problems + [
-        _format_problem_with_line(document, ("spec", *field_path), problem)
+        _format_problem((*section, *field_path), problem) + _format_line(document, ("spec", *field_path))
         for field_path, problem in find_broken_rules(config)
     ]
     if all_problems:
@@ -161,6 +170,20 @@ def load_from_environment() -> TrainerConfig:
     if problems:
         raise _config_invalid_error(CONFIG_ENV, problems)
     return config
+
+
+def parse_section(kind: type[ModelT], section: object, path: _FieldPath) -> ModelT:
+    """Parse a part of a manifest from plain values. Raises `CONFIG_INVALID` with one line per mistake."""
+    try:
+        model, problems = kind.model_validate(section), list[tuple[_FieldPath, str]]()
+    except ValidationError as error:
+        model, problems = None, list(_list_validation_problems(error))
+    if model:
+        problems = list(find_broken_rules(model))
+    if problems or model is None:
+        lines = [_format_problem((*path, *field_path), problem) for field_path, problem in problems]
+        raise _config_invalid_error("the manifest is not valid", lines)
+    return model
 
 
 def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple[_FieldPath, str]]:
@@ -316,8 +339,8 @@ def _format_problem(path: _FieldPath, message: str) -> str:
     return f"{name.removeprefix('.')}: {message}"
 
 
-def _format_problem_with_line(document: CommentedMap, path: _FieldPath, message: str) -> str:
-    """Format a problem with the line of the innermost part of the path that is in the file."""
+def _format_line(document: CommentedMap, path: _FieldPath) -> str:
+    """Format the line of the innermost part of the path that is in the file."""
     node: Any = document
     line: int | None = None
     for part in path:
@@ -328,7 +351,7 @@ def _format_problem_with_line(document: CommentedMap, path: _FieldPath, message:
         else:
             break
         node = node[part]
-    return _format_problem(path, message) + (f" (line {line + 1})" if line is not None else "")
+    return f" (line {line + 1})" if line is not None else ""
 
 
 def _config_invalid_error(source: str, problems: list[str]) -> TrainerError:

@@ -68,6 +68,7 @@ from finetune_trainer.contract.environment import (
     join_parts,
 )
 from finetune_trainer.contract.evaluation import (
+    METRICS_BY_TASK,
     Baseline,
     BiasEvaluation,
     Evaluation,
@@ -93,6 +94,7 @@ from finetune_trainer.contract.outcome import (
 from finetune_trainer.contract.quantity import QUANTITY_PATTERN, Quantity, parse_quantity
 from finetune_trainer.contract.sweep import (
     COMPARABLE_PARAMETERS,
+    DEFAULT_PARAMETERS,
     MAX_TRIALS,
     PARAMETER_PATHS,
     Configuration,
@@ -105,6 +107,7 @@ from finetune_trainer.contract.sweep import (
     list_configurations,
     list_trials,
 )
+from finetune_trainer.contract.sweep_rules import SWEEP_RULES, UNIQUE_OUTPUT_RULE
 from finetune_trainer.contract.task import (
     CheckInputsTask,
     CleanReport,
@@ -123,7 +126,14 @@ from finetune_trainer.contract.task import (
     TrialRow,
 )
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
-from finetune_trainer.contract.training import Checkpoints, CrossValidation, EarlyStopping, Lora, Training
+from finetune_trainer.contract.training import (
+    METRICS_BY_METHOD,
+    Checkpoints,
+    CrossValidation,
+    EarlyStopping,
+    Lora,
+    Training,
+)
 
 __all__ = [
     "CA_BUNDLE_ENV",
@@ -134,6 +144,7 @@ __all__ = [
     "CONFIG_ENV",
     "DATASET_HUB_TOKEN_FILE_ENV",
     "DATA_URI_RULES",
+    "DEFAULT_PARAMETERS",
     "DNS_LABEL_PATTERN",
     "HUB_TOKEN_FILE_ENV",
     "HUB_TOKEN_KEY",
@@ -141,6 +152,8 @@ __all__ = [
     "JOB_ENV",
     "JOB_NAME_MAX_LENGTH",
     "MAX_TRIALS",
+    "METRICS_BY_METHOD",
+    "METRICS_BY_TASK",
     "MODEL_CACHE_DIR_ENV",
     "NODES_ENV",
     "NODE_RANK_ENV",
@@ -164,12 +177,14 @@ __all__ = [
     "SIGNING_KEY_FILE_ENV",
     "STOP_SECONDS_ENV",
     "SUSPEND_AT_STEP_ENV",
+    "SWEEP_RULES",
     "TASK_CONFIG_ENV",
     "TEMPLATE_DATE_ENV",
     "TRACKING_CREDENTIALS_DIR_ENV",
     "TRACKING_KEYS",
     "TRACKING_RULES",
     "TRAINER_RULES",
+    "UNIQUE_OUTPUT_RULE",
     "Baseline",
     "BaselineComparison",
     "BiasEvaluation",

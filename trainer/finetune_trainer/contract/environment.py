@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from itertools import count, takewhile
 
 CONFIG_ENV = "FINETUNE_CONFIG"
-"""Environment variable with the `TrainerConfig` as JSON. A program cannot be started with a variable of more than
-131,071 bytes (`MAX_ARG_STRLEN` of Linux), so a longer config continues in `FINETUNE_CONFIG_1`, `FINETUNE_CONFIG_2` and
-so on."""
+"""Environment variable with the `TrainerConfig` as JSON. A long one continues in `FINETUNE_CONFIG_1`,
+`FINETUNE_CONFIG_2` and so on."""
 
 
 def get_part_variable(variable: str, index: int) -> str:
@@ -41,8 +40,8 @@ SUSPEND_AT_STEP_ENV = "FINETUNE_SUSPEND_AT_STEP"
 """Optimizer step at which the trainer evaluates, saves a checkpoint and ends with `StepReached`. If unset, it trains to
 the end."""
 TASK_CONFIG_ENV = "FINETUNE_TASK"
-"""Environment variable with the `TaskConfig` of a task pod as JSON. A longer one continues as that of
-`FINETUNE_CONFIG`."""
+"""Environment variable with the `TaskConfig` of a task pod as JSON. A long one continues in `FINETUNE_TASK_1` and so
+on: that of the report of a sweep names up to 100 trials."""
 S3_CREDENTIALS_DIR_ENV = "FINETUNE_S3_CREDENTIALS_DIR"
 """Directory with one file per key in `S3_CREDENTIALS_KEYS`. If unset, the identity of the pod or workstation is
 used."""

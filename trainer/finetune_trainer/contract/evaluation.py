@@ -17,6 +17,14 @@ TermPair = Annotated[
     list[Annotated[str, StringConstraints(pattern=r"^[\p{L}\p{N}][\p{L}\p{N} '-]*$", min_length=1, max_length=40)]],
     Field(min_length=2, max_length=2),
 ]
+METRICS_BY_TASK: dict[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "macroF1"),
+    "summarization": ("rouge1", "rouge2", "rougeL"),
+    "translation": ("bleu", "chrf"),
+    "chat": ("exactMatch", "chrf"),
+    "generation": ("exactMatch", "chrf"),
+}
+"""The metrics of the answers to validation rows. Higher values are better."""
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]+$", min_length=1, max_length=64)]
 ResultDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 """Digest of the `manifest.json` of a result."""

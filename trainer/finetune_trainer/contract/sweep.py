@@ -30,6 +30,7 @@ MAX_TRIALS = 100
 """Maximum number of trials of a sweep. Its status has a row for each."""
 _MAX_DRAWS_PER_CONFIGURATION = 100
 _SIGNIFICANT_DIGITS = 3
+_DIGITS = 9  # so that 0.28 * 25 is 7
 
 NumberT = TypeVar("NumberT", float, int)
 Value = float | int | str
@@ -63,6 +64,10 @@ class ParameterValues(Model, Generic[NumberT]):
                 "has(self.values) ? !has(self.min) && !has(self.max) : has(self.min) && has(self.max)",
                 "set either values, or min and max",
             ),
+            (
+                "!has(self.values) || self.values.all(i, self.values.exists_one(j, i == j))",
+                "values must be different; spec.seeds trains the same configuration several times",
+            ),
             ("!has(self.min) || !has(self.max) || self.min < self.max", "min must be less than max"),
             ("self.scale != 'log' || !has(self.min) || double(self.min) > 0.0", "scale log needs a min greater than 0"),
         )
@@ -93,6 +98,12 @@ class ParameterValues(Model, Generic[NumberT]):
 
 class SchedulerValues(Model):
     """SchedulerValues are the schedulers to try."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            ("self.values.all(i, self.values.exists_one(j, i == j))", "values must be different")
+        )
+    )
 
     values: list[Scheduler] = Field(min_length=1, max_length=3)
     """values are the values to try."""
@@ -133,6 +144,9 @@ class SweepParameters(Model):
     """maxGradNorm sets `training.maxGradNorm`."""
     beta: ParameterValues[Beta] | None = None
     """beta sets `training.beta`, for the methods dpo and kto."""
+
+
+DEFAULT_PARAMETERS = SweepParameters(learning_rate=ParameterValues(values=[1e-4, 3e-4, 1e-3]))
 
 
 class Configuration(Model):
@@ -195,8 +209,12 @@ class Halving(Model):
     """atSteps are the optimizer steps at which all trials are compared by their validation loss. Each is suspended
     there until the others have reached it."""
     keep_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """keepFraction is the fraction of the trials that continue, rounded up. The others are cancelled. Defaults to
-    0.5."""
+    """keepFraction is the fraction of the configurations that continue, rounded up. The trials of the others are
+    cancelled. Defaults to 0.5."""
+
+    def count_kept(self, configurations: int) -> int:
+        """Return how many of the remaining configurations continue after a step."""
+        return math.ceil(round(self.keep_fraction * configurations, _DIGITS))
 
 
 def list_configurations(parameters: SweepParameters, search: Search) -> list[Configuration]:

@@ -93,6 +93,14 @@ class CrossValidation(Model):
     sample standard deviation of the losses of the folds; `evaluation.gate` can use the first one."""
 
 
+METRICS_BY_METHOD: dict[str, tuple[str, ...]] = {
+    "sft": ("evalLoss", "perplexity"),
+    "dpo": ("evalLoss", "evalRewardAccuracy"),
+    "kto": ("evalLoss",),
+}
+"""The metrics that every run with validation data has, by `training.method`."""
+
+
 class Training(Model):
     """Training configures the training method and its hyperparameters."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Reason, Task, TrainerConfig
+from finetune_trainer.contract import METRICS_BY_TASK, Reason, Task, TrainerConfig
 from finetune_trainer.data.augment.counterfactual import explain_invalid_terms
 from finetune_trainer.data.chat_template import template_errors
 from finetune_trainer.data.loss_masking import encode_prompt
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.preparation import PreparedData
 
-_METRICS_BY_TASK = {
-    None: [],
-    "classification": ["accuracy", "macroF1"],
-    "summarization": ["rouge1", "rouge2", "rougeL"],
-    "translation": ["bleu", "chrf"],
-    "chat": ["exactMatch", "chrf"],
-    "generation": ["exactMatch", "chrf"],
-}
-
 
 def get_test_metric(name: str) -> str:
     """Return the name of a metric that is measured on the rows of `evaluation.test`: `testLoss`, `testAccuracy`, …"""
@@ -37,7 +28,7 @@ def get_test_metric(name: str) -> str:
 
 def list_metrics(config: TrainerConfig) -> list[str]:
     """Return the names of all metrics that the evaluation measures."""
-    task_metrics = _METRICS_BY_TASK[config.evaluation.task]
+    task_metrics = METRICS_BY_TASK[config.evaluation.task] if config.evaluation.task else ()
     test_metrics = [*map(get_test_metric, ["evalLoss", *task_metrics])] if config.evaluation.test else []
     bias_metrics = ["biasFlags"] if config.evaluation.bias else []
     fold_metrics = ["crossValidationLoss"] if config.training.cross_validation else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -16,10 +15,7 @@ from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.contract import (
     Halving,
     Model,
-    ParameterValues,
     Reason,
-    Search,
-    SweepParameters,
     TrainerConfig,
     Trial,
     apply_trial,
@@ -29,8 +25,11 @@ from finetune_trainer.contract import (
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.planning import evidence
 from finetune_trainer.planning.plan import Plan, RunLength, RunResources, build_series_plan
+from finetune_trainer.planning.sweep_settings import SweepSettings, read_settings
 
 _COUNTED_DAYS = 28
+_EARLY_PART = 4
+"""Halving should not compare before the fourth part of the steps."""
 _CRON_NAMES = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -66,15 +65,11 @@ def plan_sweep(spec: Mapping[str, Any], template: TrainerConfig, scratch: Path, 
 
     Raises `CONFIG_INVALID` for trials that the API server would reject, and as `build_plan`.
     """
-    trials, halving = _list_trials(spec, template)
+    settings = read_settings(spec, template)
+    trials, halving = _list_trials(settings, template), settings.halving
     variants = [_build_variant(template, trial) for trial in trials]
     plan, lengths = build_series_plan(template, variants, scratch, resources)
-    shares = _compute_trained_shares(lengths, halving)
-    lines = [
-        f"trial {trial.number}: {warning}"
-        for trial, variant, length in zip(trials, variants, lengths, strict=True)
-        for warning in evidence.list_warnings(variant, length.rows_per_step, length.steps)
-    ]
+    shares = _compute_trained_shares(trials, lengths, halving)
     return SeriesPlan(
         run=plan,
         runs=len(trials),
@@ -82,7 +77,7 @@ def plan_sweep(spec: Mapping[str, Any], template: TrainerConfig, scratch: Path, 
         estimated_gpu_hours=_sum_gpu_hours(lengths, shares, plan.workers),
         estimated_memory=max(length.estimated_memory for length in lengths),
         trials=trials,
-        warnings=lines,
+        warnings=list(_list_sweep_warnings(trials, variants, lengths, halving)),
     )
 
 
@@ -105,20 +100,9 @@ def plan_schedule(
     )
 
 
-def _list_trials(spec: Mapping[str, Any], template: TrainerConfig) -> tuple[list[Trial], Halving | None]:
-    default = SweepParameters(learning_rate=ParameterValues(values=[1e-4, 3e-4, 1e-3]))
-    try:
-        parameters = SweepParameters.model_validate(spec.get("parameters", default))
-        search = Search.model_validate(spec.get("search", {}))
-        halving = Halving.model_validate(spec["halving"]) if "halving" in spec else None
-        configurations = list_configurations(parameters, search)
-        trials = list_trials(configurations, int(spec.get("seeds", 1)), template.training.seed)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise TrainerError(Reason.CONFIG_INVALID, f"the sweep is not valid: {problems}") from error
-    except ValueError as error:
-        raise TrainerError(Reason.CONFIG_INVALID, f"the sweep is not valid: {error}") from error
-    return trials, halving
+def _list_trials(settings: SweepSettings, template: TrainerConfig) -> list[Trial]:
+    configurations = list_configurations(settings.parameters, settings.search)
+    return list_trials(configurations, settings.seeds, template.training.seed)
 
 
 def _build_variant(template: TrainerConfig, trial: Trial) -> TrainerConfig:
@@ -133,15 +117,44 @@ def _build_variant(template: TrainerConfig, trial: Trial) -> TrainerConfig:
     return variant
 
 
-def _compute_trained_shares(lengths: Sequence[RunLength], halving: Halving | None) -> list[float]:
-    """Return the fraction of its steps that each trial is trained for, if halving ends the last ones first."""
-    remaining, ends = len(lengths), [float(length.steps) for length in lengths]
+def _compute_trained_shares(
+    trials: Sequence[Trial], lengths: Sequence[RunLength], halving: Halving | None
+) -> list[float]:
+    """Return the fraction of its steps that each trial is trained for, if halving ends the last configurations
+    first."""
+    remaining, ends = max(trial.configuration for trial in trials), [float(length.steps) for length in lengths]
     for step in sorted(halving.at_steps) if halving else ():
-        kept = math.ceil(remaining * halving.keep_fraction) if halving else remaining
-        for index in range(kept, remaining):
-            ends[index] = min(ends[index], step)
-        remaining = kept
+        remaining = halving.count_kept(remaining) if halving else remaining
+        ends = [
+            end if trial.configuration <= remaining else min(end, step) for trial, end in zip(trials, ends, strict=True)
+        ]
     return [end / length.steps for end, length in zip(ends, lengths, strict=True)]
+
+
+def _list_sweep_warnings(
+    trials: Sequence[Trial], variants: Sequence[TrainerConfig], lengths: Sequence[RunLength], halving: Halving | None
+) -> Iterator[str]:
+    """Yield each warning once, with the trials that it is about."""
+    numbers: dict[str, list[int]] = {}
+    for trial, variant, length in zip(trials, variants, lengths, strict=True):
+        for warning in evidence.list_warnings(variant, length.rows_per_step, length.steps):
+            numbers.setdefault(warning, []).append(trial.number)
+    for warning, found in numbers.items():
+        names = f"trial{'s' if found[1:] else ''} {', '.join(map(str, found))}"
+        yield f"{'all trials' if len(found) == len(trials) else names}: {warning}"
+    if halving:
+        yield from _list_halving_warnings(halving, min(length.steps for length in lengths))
+
+
+def _list_halving_warnings(halving: Halving, steps: int) -> Iterator[str]:
+    late = [step for step in halving.at_steps if step >= steps]
+    if late:
+        yield f"halving.atSteps {', '.join(map(str, late))}: trials have {steps} steps, so none is ended early there"
+    if min(halving.at_steps) * _EARLY_PART < steps:
+        yield (
+            f"halving.atSteps {min(halving.at_steps)} is in the first quarter of {steps} steps: high learning rates "
+            "often look worse early and win at the end"
+        )
 
 
 def _sum_gpu_hours(lengths: Sequence[RunLength], shares: Sequence[float], workers: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract import (
     CHAMPION,
+    METRICS_BY_METHOD,
     OUTCOME_MAX_BYTES,
     CacheResult,
     CheckpointRecord,
@@ -226,9 +227,10 @@ def _select_champion(result: Result) -> Result:
 
 
 def _select_measures(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that a model can be chosen by: those that the base model has too, and the loss of folds. The
-    metrics of the test data choose no model."""
-    measures = {name for name in metrics if f"base{name[0].upper()}{name[1:]}" in metrics} | {"crossValidationLoss"}
+    """Return the metrics that a model can be chosen by: those that the base model has too, those of the
+    method, and the loss of folds. The metrics of the test data choose no model."""
+    compared = {name for name in metrics if f"base{name[0].upper()}{name[1:]}" in metrics}
+    measures = compared.union(["crossValidationLoss"], *METRICS_BY_METHOD.values())
     return {name: value for name, value in metrics.items() if name in measures and not name.startswith("test")}
 
 

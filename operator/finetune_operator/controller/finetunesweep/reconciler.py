@@ -85,7 +85,15 @@ class SweepReconciler:
         rows = created.observed.rows
         must_report = sweep_state.must_report(spec, rows) and not is_terminal(request.previous_status)
         report = await self._report_runner.run(request, sweep, rows) if must_report else None
-        facts = SweepFacts(spec, rows, created.observed.states, decision.step, created.problem, report)
+        facts = SweepFacts(
+            spec=spec,
+            rows=rows,
+            children=created.observed.states,
+            step=decision.step,
+            compared_at_step=decision.compared_at_step,
+            problem=created.problem,
+            report=report,
+        )
         if not await self._publish_facts(request, facts):
             return None
         await self._trial_control.patch(observed.children, plan.patches)
@@ -122,7 +130,7 @@ class SweepReconciler:
                 rows[row.name] = trials.update_row(row, trials.read_child(created), None)
             elif created.is_permanent:
                 rows[row.name] = trials.mark_refused(row, created.reason)
-                log.warning("%s", created.message)
+                await self._record_event(request, EventContent("Warning", created.reason, created.message))
             else:
                 problem = created
                 break

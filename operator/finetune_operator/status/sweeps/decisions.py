@@ -19,6 +19,8 @@ class SweepDecision(NamedTuple):
     """The trials, with the decisions of halving. They must be stored before a FineTuneJob is changed."""
     step: int | None
     """The step of halving that the remaining trials train up to."""
+    compared_at_step: int | None
+    """The last step of halving at which trials were compared."""
     plan: TrialPlan
 
 
@@ -31,10 +33,11 @@ def decide(
     """Return the decisions about trials as they are now. They depend on nothing else, so that an operator that was
     restarted decides the same."""
     is_cancelled = _must_cancel(spec, previous, rows)
-    halved = advance_halving(rows, None if is_cancelled else spec.halving)
+    halved = advance_halving(rows, None if is_cancelled else spec.halving, previous.compared_at_step)
     is_stopped = spec.suspend or is_budget_used(spec, sum_gpu_seconds(rows))
     policy = TrialPolicy(spec.max_parallel, halved.step, is_stopped, is_cancelled)
-    return SweepDecision(halved.rows, halved.step, plan_trials(halved.rows, children, policy))
+    plan = plan_trials(halved.rows, children, policy)
+    return SweepDecision(halved.rows, halved.step, halved.compared_at_step, plan)
 
 
 def _must_cancel(spec: FineTuneSweepSpec, previous: FineTuneSweepStatus, rows: Sequence[TrialStatus]) -> bool:

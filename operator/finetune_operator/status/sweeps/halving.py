@@ -1,7 +1,7 @@
 """Successive halving: which trials of a FineTuneSweep continue after a step.
 
-The decision follows from losses in outcomes. It is stored in the status, as `cutAtStep` of the trials that end, before
-any FineTuneJob is changed.
+The decision follows from losses in outcomes. It is stored in the status, as `comparedAtStep` and as `cutAtStep` of the
+trials that end, before any FineTuneJob is changed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from finetune_operator.api.sweep import TrialStatus
 from finetune_operator.status.sweeps.trials import COMPLETE, is_cut, is_ended
 from finetune_trainer.contract import Halving
 
-_DIGITS = 9  # so that 0.28 * 25 is 7
-
 
 class HalvingState(NamedTuple):
     """The trials after all decisions that can be made."""
@@ -25,17 +23,22 @@ class HalvingState(NamedTuple):
     rows: list[TrialStatus]
     step: int | None
     """The step that the remaining trials train up to, or None if they train to the end."""
+    compared_at_step: int | None
+    """The last step at which trials were compared."""
 
 
-def advance_halving(rows: Sequence[TrialStatus], halving: Halving | None) -> HalvingState:
-    """Decide at each step that all remaining trials have reached, or have ended before."""
+def advance_halving(
+    rows: Sequence[TrialStatus], halving: Halving | None, compared_at_step: int | None = None
+) -> HalvingState:
+    """Decide at each step that all remaining trials have reached, or have ended before. A decision that was made is
+    never made again: trials that have failed since would leave a place, or lower a mean."""
     current = list(rows)
     for step in sorted(halving.at_steps) if halving else ():
         if not all(has_arrived(row, step) for row in current):
-            return HalvingState(current, step)
-        if halving and not _is_decided(current, step):
-            current = _cut_worst(current, step, halving.keep_fraction)
-    return HalvingState(current, None)
+            return HalvingState(current, step, compared_at_step)
+        if halving and step > (compared_at_step or 0):
+            current, compared_at_step = _cut_worst(current, step, halving), step
+    return HalvingState(current, None, compared_at_step)
 
 
 def has_arrived(row: TrialStatus, step: int) -> bool:
@@ -43,17 +46,11 @@ def has_arrived(row: TrialStatus, step: int) -> bool:
     return is_ended(row) or is_cut(row) or any(result.step >= step for result in row.steps)
 
 
-def _is_decided(rows: Sequence[TrialStatus], step: int) -> bool:
-    """Return whether the trials were compared at a step: one was cut, or one has continued."""
-    is_one_cut = any(row.cut_at_step is not None and row.cut_at_step >= step for row in rows)
-    return is_one_cut or any(result.step > step for row in rows for result in row.steps)
-
-
-def _cut_worst(rows: Sequence[TrialStatus], step: int, keep_fraction: float) -> list[TrialStatus]:
+def _cut_worst(rows: Sequence[TrialStatus], step: int, halving: Halving) -> list[TrialStatus]:
     """Return the rows with `cutAtStep` of those that end. Complete trials are ranked too, but cannot be cut."""
     losses = _compute_losses(rows, step)
     ranked = sorted(losses, key=lambda configuration: (losses[configuration], configuration))
-    kept = frozenset(ranked[: math.ceil(round(keep_fraction * len(ranked), _DIGITS))])
+    kept = frozenset(ranked[: halving.count_kept(len(ranked))])
     return [
         row if is_ended(row) or is_cut(row) or row.configuration in kept
         else row.model_copy(update={"cut_at_step": step})

@@ -41,6 +41,8 @@ class SweepFacts(NamedTuple):
     """The FineTuneJobs that exist, by name."""
     step: int | None = None
     """The step of halving that the remaining trials train up to."""
+    compared_at_step: int | None = None
+    """The last step of halving at which trials were compared."""
     problem: SweepProblem | None = None
     report: ReportState | None = None
     """Unset unless all trials have ended."""
@@ -107,12 +109,16 @@ def _build_cancelled_state(facts: SweepFacts) -> SweepState:
 
 def _describe_failures(facts: SweepFacts) -> str:
     failed = [row for row in facts.rows if is_failed(row)]
-    texts = [f"{row.name} ({row.reason or row.phase})" for row in failed[:_MAX_NAMES]]
-    rest = f" and {len(failed) - _MAX_NAMES} more" if len(failed) > _MAX_NAMES else ""
     return (
-        f"{len(failed)} trials have failed, and spec.maxFailed is {facts.spec.max_failed}: {', '.join(texts)}{rest}. "
+        f"{len(failed)} trials have failed, and spec.maxFailed is {facts.spec.max_failed}: {_describe_ends(failed)}. "
         "The others are cancelled. See the conditions of these FineTuneJobs, and create a new FineTuneSweep."
     )
+
+
+def _describe_ends(rows: Sequence[TrialStatus]) -> str:
+    """Name the first trials with the reason of each, such as `lr-1 (NonFiniteLoss)`."""
+    texts = [f"{row.name} ({row.reason or row.phase})" for row in rows[:_MAX_NAMES]]
+    return ", ".join(texts) + (f" and {len(rows) - _MAX_NAMES} more" if len(rows) > _MAX_NAMES else "")
 
 
 def _build_final_state(facts: SweepFacts, previous: FineTuneSweepStatus) -> SweepState:
@@ -135,7 +141,8 @@ def _build_resultless_state(facts: SweepFacts) -> SweepState:
     if without_value:
         message = f"No trial is ranked: the results of {_join_names(without_value)} have no {metric}."
     else:
-        message = "All trials have ended without a result. See the conditions of their FineTuneJobs."
+        texts = _describe_ends(facts.rows)
+        message = f"All trials have ended without a result: {texts}. See the conditions of their FineTuneJobs."
     return SweepState(StateKind.FAILED, SweepReason.NO_COMPLETE_TRIAL, message)
 
 

@@ -44,6 +44,7 @@ def compute_sweep_status(
         update={
             "observed_generation": meta.generation,
             "trials": list(facts.rows),
+            "compared_at_step": facts.compared_at_step or previous.compared_at_step,
             "counts": _count_trials(facts),
             "gpu_seconds": sum_gpu_seconds(facts.rows),
             "start_time": previous.start_time or (now if any(row.created for row in facts.rows) else None),

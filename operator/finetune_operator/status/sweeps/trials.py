@@ -190,7 +190,7 @@ def _read_step_result(status: Body) -> StepResult | None:
 
 
 def _add_step(steps: Sequence[StepResult], new: StepResult | None) -> list[StepResult]:
-    """Return the results with a new one. A run that went back to an earlier checkpoint reports a step again."""
-    if new is None or any(known.step >= new.step for known in steps) or len(steps) >= _MAX_STEPS:
+    """Return the last results with a new one. A run that went back to an earlier checkpoint reports a step again."""
+    if new is None or any(known.step >= new.step for known in steps):
         return [*steps]
-    return [*steps, new]
+    return [*steps, new][-_MAX_STEPS:]

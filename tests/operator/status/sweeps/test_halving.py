@@ -153,6 +153,35 @@ def test_halving_decision_without_a_cut_is_not_made_again_after_a_failure() -> N
     assert sweep.get_row("lr-3").cut_at_step == 200
 
 
+def test_halving_decision_without_a_cut_is_not_made_again_before_the_next_step() -> None:
+    sweep = SimulatedSweep(
+        {**SPEC, "maxParallel": 4, "seeds": 2, "parameters": {"learningRate": {"values": LEARNING_RATES[:2]}}}
+    )
+    sweep.reconcile()
+    sweep.reconcile()
+    sweep.complete("lr-2", 3.0)  # it has fewer steps, so it is not cut
+    sweep.complete("lr-4", 3.0)
+    sweep.reach_step("lr-1", 100, 1.0)
+    sweep.reach_step("lr-3", 100, 4.0)
+    assert sweep.reconcile().compared_at_step == 100
+    sweep.report("lr-1", "Failed", reason="OOMKilled")  # its configuration has the mean 4 now
+    sweep.reconcile()
+    assert (sweep.get_row("lr-3").cut_at_step, sweep.status.compared_at_step) == (None, 100)
+
+
+def test_halving_steps_changed_by_hand_do_not_keep_a_trial_from_its_step() -> None:
+    sweep = SimulatedSweep({**SPEC, "maxParallel": 2, "parameters": {"learningRate": {"values": LEARNING_RATES[:2]}}})
+    sweep.reconcile()
+    sweep.reconcile()
+    for step in range(11, 21):
+        sweep.children["lr-1"]["spec"]["suspendAtStep"] = step
+        sweep.reach_step("lr-1", step, 1.0)
+        sweep.reconcile()
+    sweep.reach_step("lr-1", 100, 1.0)
+    sweep.reach_step("lr-2", 100, 2.0)
+    assert sweep.reconcile().compared_at_step == 100
+
+
 def test_halving_of_a_cancelled_sweep_cuts_nothing() -> None:
     sweep = SimulatedSweep({**SPEC, "maxParallel": 6})
     sweep.reconcile()

@@ -125,6 +125,15 @@ def test_sweep_status_without_the_metric_fails_and_names_the_trials() -> None:
     assert "lr-1, lr-2, lr-3 have no evalLoss" in status.conditions[0].message
 
 
+def test_sweep_status_of_trials_that_all_failed_names_their_reasons() -> None:
+    sweep = _start()
+    for number in range(1, 4):
+        sweep.report(f"lr-{number}", "Failed", reason="NonFiniteLoss")
+    status = sweep.reconcile()
+    assert (status.phase, status.reason) == ("Failed", "NoCompleteTrial")
+    assert "lr-1 (NonFiniteLoss), lr-2 (NonFiniteLoss), lr-3 (NonFiniteLoss)" in status.conditions[0].message
+
+
 def test_sweep_status_complete_names_trials_that_are_not_ranked() -> None:
     sweep = _start()
     _end_all(sweep)
