@@ -84,7 +84,7 @@ def test_write_report_clearly_better_names_the_best_with_its_evidence(s3: S3Serv
     assert report.message.startswith(
         "lr-2 (learningRate 0.0003) has evalLoss 1.210, lr-1 (learningRate 0.0001) has 1.300: "
     )
-    assert "corrected for 2 comparisons) on 40 common rows: lr-2 is better." in report.message
+    assert "on 40 common rows: lr-2 is better." in report.message
 
 
 def test_write_report_writes_all_files(s3: S3Server, store: S3, output: str) -> None:
@@ -138,16 +138,6 @@ def test_write_report_noise_larger_than_difference_is_not_told_apart(s3: S3Serve
     assert report.change.high is not None
     assert report.change.low < 0 < report.change.high
     assert "Not told apart from the second" in visible_text(read_page(s3, output))
-
-
-def test_write_report_chosen_from_many_needs_more_evidence(s3: S3Server, store: S3, output: str) -> None:
-    """The winner of many configurations is better by chance more often than that of two."""
-    task = publish_sweep(s3, output, noise=0.15)
-    two = write_report(store, task.model_copy(update={"trials": task.trials[:2], "ranking": [2, 1]}))
-    cut = [make_trial(number, None, steps=[StepResult(step=10, eval_loss=2)]) for number in range(4, 60)]
-    many = write_report(store, task.model_copy(update={"trials": [*task.trials, *cut]}))
-    assert (two.verdict, many.verdict) == ("Better", "NotToldApart")
-    assert "corrected for 58 comparisons" in many.message
 
 
 @pytest.mark.parametrize(("rows", "verdict", "text"), [(10, "Better", "p = 0."), (5, "NotToldApart", "too few rows")])

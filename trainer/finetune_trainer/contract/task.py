@@ -240,8 +240,7 @@ class SweepReport(Model):
     message: Message
     """message is the verdict as a sentence."""
     change: MetricChange | None = None
-    """change is the change from the second configuration to the best one. Its interval and p-value are corrected for
-    the number of configurations."""
+    """change is the change from the second configuration to the best one."""
     test: dict[ShortText, float] = Field(default={}, max_length=8)
     """test are the metrics of the best trial on `evaluation.test`."""
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.class_labels import ClassLabels
-from finetune_trainer.evaluation.intervals import CONFIDENCE
 from finetune_trainer.evaluation.paired_measures import measure_share, measure_statistic
 from finetune_trainer.records.evaluation import ConfusionMatrix, Measure
 
@@ -18,10 +17,9 @@ if TYPE_CHECKING:
 
 
 def measure_classification(
-    references: Sequence[str], base: Sequence[str], tuned: Sequence[str], confidence: float = CONFIDENCE
+    references: Sequence[str], base: Sequence[str], tuned: Sequence[str]
 ) -> tuple[list[Measure], ConfusionMatrix]:
-    """Return `accuracy` and `macroF1`, both between 0 and 1, and the confusion matrices of both models. `confidence` is
-    that of the intervals of the changes."""
+    """Return `accuracy` and `macroF1`, both between 0 and 1, and the confusion matrices of both models."""
     import numpy as np
 
     labels = ClassLabels(references)
@@ -33,15 +31,13 @@ def measure_classification(
         for predicted in (tuned_labels, base_labels)
     )
     measures = [
-        measure_share(
-            "accuracy", (base_labels == true_labels).tolist(), (tuned_labels == true_labels).tolist(), confidence
-        ),
-        _measure_macro_f1(true_labels, base_labels, tuned_labels, confidence),
+        measure_share("accuracy", (base_labels == true_labels).tolist(), (tuned_labels == true_labels).tolist()),
+        _measure_macro_f1(true_labels, base_labels, tuned_labels),
     ]
     return measures, ConfusionMatrix(labels=labels.names, counts=counts, base_counts=base_counts)
 
 
-def _measure_macro_f1(true_labels: IndexArray, base: IndexArray, tuned: IndexArray, confidence: float) -> Measure:
+def _measure_macro_f1(true_labels: IndexArray, base: IndexArray, tuned: IndexArray) -> Measure:
     import numpy as np
 
     other_index = int(true_labels.max()) + 1
@@ -50,7 +46,7 @@ def _measure_macro_f1(true_labels: IndexArray, base: IndexArray, tuned: IndexArr
     def compute_f1(pairs: IndexArray) -> float:
         return _compute_macro_f1(_confusion_matrix(pairs[:, 0], pairs[:, 1], other_index))
 
-    return measure_statistic("macroF1", compute_f1, base_pairs, tuned_pairs, confidence)
+    return measure_statistic("macroF1", compute_f1, base_pairs, tuned_pairs)
 
 
 def _confusion_matrix(true_labels: IndexArray, predicted: IndexArray, other_index: int) -> IndexArray:

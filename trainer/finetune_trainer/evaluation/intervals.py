@@ -54,7 +54,7 @@ def estimate_proportion(successes: int, count: int) -> Estimate:
     return Estimate(value=successes / count, low=float(interval.low), high=float(interval.high), samples=count)
 
 
-def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool], confidence: float = CONFIDENCE) -> Estimate:
+def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool]) -> Estimate:
     """Return the change of a proportion, from the rows where only one model is correct, as in McNemar's test.
 
     The interval is that of Bonett and Price (2012, https://doi.org/10.3102/1076998611411915): one row is added to each
@@ -69,7 +69,7 @@ def estimate_proportion_change(base: Sequence[bool], tuned: Sequence[bool], conf
     from scipy.special import ndtri
 
     gained_share, lost_share = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
-    half_width = float(ndtri((1 + confidence) / 2)) * math.sqrt(
+    half_width = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(
         (gained_share + lost_share - (gained_share - lost_share) ** 2) / (count + 2)
     )
     return Estimate(
@@ -98,12 +98,11 @@ def estimate_weighted_mean(sums: Sequence[float], weights: Sequence[float], conf
     return Estimate(value=value, low=value - half_width, high=value + half_width, samples=count)
 
 
-def bootstrap(statistic: Callable[[RowIndices], float], count: int, confidence: float = CONFIDENCE) -> Estimate:
+def bootstrap(statistic: Callable[[RowIndices], float], count: int) -> Estimate:
     """Return a statistic of rows, which are given by their numbers, with its percentile interval.
 
     Statistics of the same number of rows use the same resamples. `scipy.stats.bootstrap` draws the same ones, but is
-    slower and differs in the last digit. A higher confidence has more resamples, so that as many are outside of the
-    interval.
+    slower and differs in the last digit.
     """
     import numpy as np
 
@@ -111,9 +110,8 @@ def bootstrap(statistic: Callable[[RowIndices], float], count: int, confidence: 
     if count < MIN_SAMPLES:
         return Estimate(value=value, samples=count)
     rng = np.random.default_rng(_SEED)
-    resample_count = round(_RESAMPLE_COUNT * (1 - CONFIDENCE) / (1 - confidence))
-    resamples = [statistic(rng.integers(count, size=count)) for _ in range(resample_count)]
-    low, high = np.quantile(resamples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    resamples = [statistic(rng.integers(count, size=count)) for _ in range(_RESAMPLE_COUNT)]
+    low, high = np.quantile(resamples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value=value, low=float(low), high=float(high), samples=count)
 
 

@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_trainer.evaluation.exact_tests import compute_sign_flip_p_value
-from finetune_trainer.evaluation.intervals import CONFIDENCE, MIN_SAMPLES, bootstrap, estimate_weighted_mean
+from finetune_trainer.evaluation.intervals import MIN_SAMPLES, bootstrap, estimate_weighted_mean
 from finetune_trainer.records.evaluation import CrossValidationResult, Estimate, Measure
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluation.intervals import RowIndices
 
 
-def measure_eval_loss(
-    token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE
-) -> Measure:
-    """Return `evalLoss` in nats per token, from the summed loss of each row in nats under both models. `confidence` is
-    that of the change's interval."""
+def measure_eval_loss(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+    """Return `evalLoss` in nats per token, from the summed loss of each row in nats under both models."""
     base_estimate, tuned_estimate = (
         estimate_weighted_mean(base, token_counts),
         estimate_weighted_mean(tuned, token_counts),
@@ -29,7 +26,7 @@ def measure_eval_loss(
         higher_is_better=False,
         base=base_estimate,
         tuned=tuned_estimate,
-        change=estimate_weighted_mean(changes, token_counts, confidence),
+        change=estimate_weighted_mean(changes, token_counts),
         p_value=compute_loss_p_value(changes),
     )
 
@@ -47,11 +44,8 @@ def _subtract(tuned: Sequence[float], base: Sequence[float]) -> list[float]:
     return [tuned_sum - base_sum for base_sum, tuned_sum in zip(base, tuned, strict=True)]
 
 
-def measure_perplexity(
-    token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float], confidence: float = CONFIDENCE
-) -> Measure:
-    """Return `perplexity`. `confidence` is that of the change's interval. Raises `OverflowError` if the loss of the
-    rows, or of a resample, is too high for it."""
+def measure_perplexity(token_counts: Sequence[int], base: Sequence[float], tuned: Sequence[float]) -> Measure:
+    """Return `perplexity`. Raises `OverflowError` if the loss of the rows, or of a resample, is too high for it."""
     import numpy as np
 
     # The change of a perplexity is not a function of the change of the loss, so it has a bootstrap of its own.
@@ -66,9 +60,7 @@ def measure_perplexity(
         base=_exponentiate_estimate(estimate_weighted_mean(base, token_counts)),
         tuned=_exponentiate_estimate(estimate_weighted_mean(tuned, token_counts)),
         change=bootstrap(
-            lambda rows: compute_perplexity(tuned_sums, rows) - compute_perplexity(base_sums, rows),
-            len(token_counts),
-            confidence,
+            lambda rows: compute_perplexity(tuned_sums, rows) - compute_perplexity(base_sums, rows), len(token_counts)
         ),
         # The perplexities of both models have the same product whatever rows are exchanged, so their difference grows
         # with that of the losses: the test of the loss is that of the perplexity.

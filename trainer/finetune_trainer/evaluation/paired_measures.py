@@ -11,7 +11,6 @@ from finetune_trainer.evaluation.exact_tests import (
     compute_swap_p_value,
 )
 from finetune_trainer.evaluation.intervals import (
-    CONFIDENCE,
     MIN_SAMPLES,
     bootstrap,
     estimate_mean,
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
     RowValues = NDArray[Any]
 
 
-def measure_share(name: str, base: Sequence[bool], tuned: Sequence[bool], confidence: float = CONFIDENCE) -> Measure:
-    """Return the fraction of rows that are correct for each model. `confidence` is that of the change's interval."""
+def measure_share(name: str, base: Sequence[bool], tuned: Sequence[bool]) -> Measure:
+    """Return the fraction of rows that are correct for each model."""
     return Measure(
         name=name,
         higher_is_better=True,
         base=estimate_proportion(sum(base), len(base)),
         tuned=estimate_proportion(sum(tuned), len(tuned)),
-        change=estimate_proportion_change(base, tuned, confidence),
+        change=estimate_proportion_change(base, tuned),
         p_value=compute_mcnemar_p_value(base, tuned) if len(base) < MIN_SAMPLES else None,
     )
 
@@ -62,16 +61,11 @@ def _clip_interval(estimate: Estimate) -> Estimate:
 
 
 def measure_statistic(
-    name: str,
-    compute_score: Callable[[RowValues], float],
-    base: RowValues,
-    tuned: RowValues,
-    confidence: float = CONFIDENCE,
+    name: str, compute_score: Callable[[RowValues], float], base: RowValues, tuned: RowValues
 ) -> Measure:
     """Return a score of all rows together for each model. A higher score is better.
 
     `base` and `tuned` have the shape (rows, values), and `compute_score` takes a selection of rows in this shape.
-    `confidence` is that of the change's interval.
     """
     count = len(base)
     return Measure(
@@ -79,7 +73,7 @@ def measure_statistic(
         higher_is_better=True,
         base=bootstrap(lambda rows: compute_score(base[rows]), count),
         tuned=bootstrap(lambda rows: compute_score(tuned[rows]), count),
-        change=bootstrap(lambda rows: compute_score(tuned[rows]) - compute_score(base[rows]), count, confidence),
+        change=bootstrap(lambda rows: compute_score(tuned[rows]) - compute_score(base[rows]), count),
         p_value=_compute_statistic_p_value(compute_score, base, tuned) if count < MIN_SAMPLES else None,
     )
 

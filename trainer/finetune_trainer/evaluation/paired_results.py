@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from finetune_trainer.contract import MetricChange, Model
 from finetune_trainer.evaluation.exact_tests import compute_sign_flip_p_value
-from finetune_trainer.evaluation.intervals import MIN_SAMPLES, bonferroni_confidence, estimate_paired_change
+from finetune_trainer.evaluation.intervals import MIN_SAMPLES, estimate_paired_change
 from finetune_trainer.evaluation.losses import measure_eval_loss, measure_perplexity
 from finetune_trainer.evaluation.paired_measures import measure_share
 from finetune_trainer.records.evaluation import Estimate, Measure
@@ -83,22 +83,22 @@ def _number_rows(rows: Sequence[EvaluatedRow]) -> dict[tuple[str, int], Evaluate
     return numbered
 
 
-def compare_rows(metric: str, pairs: Sequence[RowPair], comparisons: int = 1) -> MetricChange:
+def compare_rows(metric: str, pairs: Sequence[RowPair]) -> MetricChange:
     """Return the change of a metric from the baseline to the tuned result, with the statistics of a run's own report.
 
-    The interval and the p-value are corrected for the number of comparisons. Raises `NotComparable`.
+    Raises `NotComparable`.
     """
     measure_pairs = _MEASURES.get(metric)
     if measure_pairs is None:
         raise NotComparable(f"the scores of single rows do not give {metric}, which is measured on all rows together")
     try:
-        measure = measure_pairs(metric, pairs, bonferroni_confidence(comparisons))
+        measure = measure_pairs(metric, pairs)
     except OverflowError as error:
         raise NotComparable(f"the losses of the rows are too high ({error})") from error
-    return _build_change(measure, comparisons)
+    return _build_change(measure)
 
 
-def _build_change(measure: Measure, comparisons: int) -> MetricChange:
+def _build_change(measure: Measure) -> MetricChange:
     if measure.base is None or measure.change is None:
         raise NotComparable(f"{measure.name} was measured on one of the results alone")
     return MetricChange(
@@ -109,25 +109,25 @@ def _build_change(measure: Measure, comparisons: int) -> MetricChange:
         change=measure.change.value,
         low=measure.change.low,
         high=measure.change.high,
-        p_value=None if measure.p_value is None else min(1.0, measure.p_value * comparisons),
+        p_value=measure.p_value,
         samples=measure.change.samples,
     )
 
 
-def _measure_eval_loss(_: str, pairs: Sequence[RowPair], confidence: float) -> Measure:
-    return measure_eval_loss(*_get_losses(pairs), confidence)
+def _measure_eval_loss(_: str, pairs: Sequence[RowPair]) -> Measure:
+    return measure_eval_loss(*_get_losses(pairs))
 
 
-def _measure_perplexity(_: str, pairs: Sequence[RowPair], confidence: float) -> Measure:
-    return measure_perplexity(*_get_losses(pairs), confidence)
+def _measure_perplexity(_: str, pairs: Sequence[RowPair]) -> Measure:
+    return measure_perplexity(*_get_losses(pairs))
 
 
-def _measure_share(metric: str, pairs: Sequence[RowPair], confidence: float) -> Measure:
+def _measure_share(metric: str, pairs: Sequence[RowPair]) -> Measure:
     baseline, tuned = _get_scores(pairs, metric)
-    return measure_share(metric, [value == 1 for value in baseline], [value == 1 for value in tuned], confidence)
+    return measure_share(metric, [value == 1 for value in baseline], [value == 1 for value in tuned])
 
 
-def _measure_scores(metric: str, pairs: Sequence[RowPair], confidence: float) -> Measure:
+def _measure_scores(metric: str, pairs: Sequence[RowPair]) -> Measure:
     """Return the mean of the scores of the rows."""
     baseline, tuned = _get_scores(pairs, metric)
     changes = [after - before for before, after in zip(baseline, tuned, strict=True)]
@@ -136,22 +136,22 @@ def _measure_scores(metric: str, pairs: Sequence[RowPair], confidence: float) ->
         higher_is_better=True,
         base=Estimate(value=fmean(baseline), samples=len(changes)),
         tuned=Estimate(value=fmean(tuned), samples=len(changes)),
-        change=estimate_paired_change(baseline, tuned, confidence),
+        change=estimate_paired_change(baseline, tuned),
         p_value=compute_sign_flip_p_value(changes) if len(changes) < MIN_SAMPLES else None,
     )
 
 
-def _measure_macro_f1(_: str, pairs: Sequence[RowPair], confidence: float) -> Measure:
+def _measure_macro_f1(_: str, pairs: Sequence[RowPair]) -> Measure:
     from finetune_trainer.evaluation.classification import measure_classification  # imports regex
 
     answered = _select_rows(pairs, "accuracy")
     references = [pair.tuned.reference for pair in answered]
     baseline, tuned = ([row.answer for row in rows] for rows in zip(*answered, strict=True))
-    measures = measure_classification(references, baseline, tuned, confidence)[0]
+    measures = measure_classification(references, baseline, tuned)[0]
     return next(measure for measure in measures if measure.name == "macroF1")
 
 
-_MEASURES: dict[str, Callable[[str, Sequence[RowPair], float], Measure]] = {
+_MEASURES: dict[str, Callable[[str, Sequence[RowPair]], Measure]] = {
     "evalLoss": _measure_eval_loss,
     "perplexity": _measure_perplexity,
     "accuracy": _measure_share,

@@ -43,12 +43,9 @@ class SweepRecord(Model):
     message: str
     """The verdict as a sentence."""
     change: MetricChange | None = None
-    """Change from the second configuration to the best one, on the same rows. The interval and the p-value are
-    corrected for `comparisons`."""
+    """Change from the second configuration to the best one, on the same rows."""
     compared: list[str] = Field(default=[])
     """Names of the two trials that `change` compares, the best first."""
-    comparisons: int = 1
-    """Number of configurations that the best one was chosen from, besides itself."""
     test: dict[str, float] = Field(default={})
     """Metrics of the best trial on `evaluation.test`."""
     configurations: list[ConfigurationResult]

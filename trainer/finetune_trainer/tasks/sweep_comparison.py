@@ -28,27 +28,30 @@ class SweepComparison:
     message: str
     change: MetricChange | None = None
     compared: list[str] = field(default_factory=list)
-    comparisons: int = 1
 
 
 def compare_best(s3: S3, task: SweepReportTask, ranked: list[ConfigurationResult]) -> SweepComparison:
-    """Compare the first complete seed of the best two configurations."""
+    """Compare the first complete seed of the best two configurations.
+
+    An unadjusted two-sided test of the first against the second is a valid test of whether the first is the best,
+    however many there are: Hung and Fithian, 2019, https://arxiv.org/abs/1610.03944.
+    """
     if not ranked:
         return SweepComparison("NotCompared", "No trial is complete.")
     best = get_first_complete(ranked[0])
     if len(ranked) == 1:
         message = f"{describe_trial(best)} is the only configuration with a complete trial."
         return SweepComparison("NotCompared", message)
-    second, comparisons = get_first_complete(ranked[1]), _count_candidates(task) - 1
+    second = get_first_complete(ranked[1])
     try:
-        change = _compare_trials(s3, task.objective, (best, second), comparisons)
+        change = _compare_trials(s3, task.objective, (best, second))
     except (NotComparable, NotReadable) as error:
         message = (
             f"{describe_trial(best)} has the best {task.objective}, {format_number(ranked[0].value or 0)}. It was not "
             f"compared with {describe_trial(second)}: {error}."
         )
         return SweepComparison("NotCompared", to_one_line(message, _MAX_MESSAGE_CHARS))
-    return _conclude(ranked, change, comparisons)
+    return _conclude(ranked, change)
 
 
 def get_first_complete(result: ConfigurationResult) -> TrialRow:
@@ -61,19 +64,14 @@ def describe_trial(trial: TrialRow) -> str:
     return f"{trial.name} ({trial.parameters.describe()})"
 
 
-def _count_candidates(task: SweepReportTask) -> int:
-    """Return the number of configurations that the best one was chosen from. Halving has rejected some early."""
-    return len({trial.configuration for trial in task.trials if trial.value is not None or trial.steps})
-
-
-def _compare_trials(s3: S3, metric: str, trials: tuple[TrialRow, TrialRow], comparisons: int) -> MetricChange:
+def _compare_trials(s3: S3, metric: str, trials: tuple[TrialRow, TrialRow]) -> MetricChange:
     for trial in trials:
         read_manifest(s3, trial)  # the rows are those of the trial, not of a run that has replaced its result
     best_rows, second_rows = (read_rows(s3, trial) for trial in trials)
-    return compare_rows(metric, pair_rows(second_rows, best_rows), comparisons)
+    return compare_rows(metric, pair_rows(second_rows, best_rows))
 
 
-def _conclude(ranked: list[ConfigurationResult], change: MetricChange, comparisons: int) -> SweepComparison:
+def _conclude(ranked: list[ConfigurationResult], change: MetricChange) -> SweepComparison:
     best, second = (get_first_complete(result) for result in ranked[:2])
     estimate = Estimate(value=change.change, low=change.low, high=change.high, samples=change.samples)
     direction = decide_direction(estimate, change.p_value, higher_is_better=change.higher_is_better)
@@ -84,22 +82,21 @@ def _conclude(ranked: list[ConfigurationResult], change: MetricChange, compariso
     }
     message = (
         f"{describe_trial(best)} has {change.metric} {format_number(change.value)}, {describe_trial(second)} has "
-        f"{format_number(change.baseline)}: change {_describe_change(change, comparisons)} on "
+        f"{format_number(change.baseline)}: change {_describe_change(change)} on "
         f"{pluralize(change.samples, 'common row')}: {conclusions.get(direction, 'the difference may be chance')}."
         f"{_describe_seeds(ranked)}{_describe_metric(change.metric)}"
     )
     verdict: Literal["Better", "NotToldApart"] = "Better" if direction == "better" else "NotToldApart"
     message = to_one_line(message, _MAX_MESSAGE_CHARS)
-    return SweepComparison(verdict, message, change, [best.name, second.name], comparisons)
+    return SweepComparison(verdict, message, change, [best.name, second.name])
 
 
-def _describe_change(change: MetricChange, comparisons: int) -> str:
-    """Describe a change with its interval or p-value: `-0.010 (-0.031 to +0.012, corrected for 5 comparisons)`."""
-    correction = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+def _describe_change(change: MetricChange) -> str:
+    """Describe a change with its interval or p-value: `-0.010 (-0.031 to +0.012)`."""
     if change.low is not None and change.high is not None:
-        evidence = f"{format_signed(change.low)} to {format_signed(change.high)}{correction}"
+        evidence = f"{format_signed(change.low)} to {format_signed(change.high)}"
     elif change.p_value is not None:
-        evidence = f"p = {change.p_value:.2g}{correction}"
+        evidence = f"p = {change.p_value:.2g}"
     else:
         evidence = "no interval"
     return f"{format_signed(change.change)} ({evidence})"

@@ -63,7 +63,6 @@ def build_record(s3: S3, task: SweepReportTask) -> SweepRecord:
         message=comparison.message,
         change=comparison.change,
         compared=comparison.compared,
-        comparisons=comparison.comparisons,
         test=test,
         configurations=results,
         problems=problems,
