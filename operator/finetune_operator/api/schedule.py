@@ -12,6 +12,7 @@ from finetune_operator.api.status import Condition, Timestamp
 from finetune_operator.api.template import NO_TEST_METRIC, RunTemplate
 from finetune_trainer.contract import (
     CHAMPION,
+    METRICS_BY_TASK,
     Count,
     MetricChange,
     MetricName,
@@ -174,6 +175,11 @@ class Alias(Model):
 
 
 _COMPARES = "self.promotion.mode == 'manual' || "
+_IS_MEASURED_BY_TASK = " || ".join(
+    f"(self.template.spec.evaluation.task == '{task}' && each.metric in {[*metrics]})"
+    for task, metrics in METRICS_BY_TASK.items()
+)
+_TASK_METRICS = "; ".join(f"{task} has {', '.join(metrics)}" for task, metrics in METRICS_BY_TASK.items())
 
 
 class FineTuneScheduleSpec(Model):
@@ -204,9 +210,10 @@ class FineTuneScheduleSpec(Model):
                 "the veto bias needs template.spec.evaluation.bias",
             ),
             (
-                f"{_COMPARES}has(self.template.spec.evaluation.task) || self.promotion.rules.all(each, "
-                "each.metric in ['evalLoss', 'perplexity'])",
-                "promotion.rules for other metrics than evalLoss and perplexity need template.spec.evaluation.task",
+                f"{_COMPARES}self.promotion.rules.all(each, each.metric in ['evalLoss', 'perplexity'] "
+                f"|| (has(self.template.spec.evaluation.task) && ({_IS_MEASURED_BY_TASK})))",
+                "promotion.rules has a metric that runs do not measure: all have evalLoss and perplexity, and with "
+                f"template.spec.evaluation.task, {_TASK_METRICS}",
             ),
             (
                 "!has(self.alias) || !self.template.spec.dataset.sources.exists(each, "

@@ -73,7 +73,11 @@ REJECTED_SCHEDULES: list[tuple[Manifest, str]] = [
     ({f"{RUN}.training.method": "dpo", f"{RUN}.dataset.sources.0.format": "preference"}, "promotion.mode auto needs"),
     ({f"{RUN}.evaluation": {"baselines": [{"name": "champion", "adapterURI": "s3://a/b"}]}}, "none with the name"),
     ({"spec.promotion": {"vetoes": ["bias"]}}, "the veto bias needs"),
-    ({"spec.promotion": {"rules": [{"metric": "accuracy"}]}}, "need template.spec.evaluation.task"),
+    ({"spec.promotion": {"rules": [{"metric": "accuracy"}]}}, "a metric that runs do not measure"),
+    (
+        {"spec.promotion": {"rules": [{"metric": "accuracy"}]}, f"{RUN}.evaluation": {"task": "summarization"}},
+        "summarization has rouge1, rouge2, rougeL",
+    ),
     ({"spec.promotion": {"rules": []}}, "at least 1 items"),
     ({"spec.alias": {"uri": "s3://a/champion"}}, "uri must end with .json"),
     ({"spec.alias": {"uri": "file:///champion.json"}}, "uri must be s3://bucket/prefix"),
