@@ -211,8 +211,8 @@ class BestTrial(Model):
     """digest is the digest of the result."""
     runner_up: RunName | None = None
     """runnerUp is the name of the second best FineTuneJob."""
-    verdict: Literal["Better", "NotToldApart", "NotCompared"] | None = None
-    """verdict tells whether the best configuration is better than the second one: `Better`, `NotToldApart` if the
+    verdict: Literal["Better", "Inconclusive", "NotCompared"] | None = None
+    """verdict tells whether the best configuration is better than the second one: `Better`, `Inconclusive` if the
     difference may be chance, or `NotCompared`."""
     message: Annotated[str, StringConstraints(max_length=1024)] = ""
     """message is the verdict as a sentence."""

@@ -13,17 +13,23 @@ from finetune_trainer.contract import DNS_LABEL_PATTERN, UNIQUE_OUTPUT_RULE, Mod
 OWNER_NAME_MAX_LENGTH = 40
 """Maximum length of the name of a FineTuneSchedule or a FineTuneSweep: names of FineTuneJobs are its name, a hyphen and
 up to eleven digits."""
-OWNER_NAME_RULES = [
-    {
-        "rule": f"self.metadata.name.size() <= {OWNER_NAME_MAX_LENGTH}",
-        "message": f"metadata.name must be at most {OWNER_NAME_MAX_LENGTH} characters, so that names of its "
-        "FineTuneJobs and pods stay valid",
-    },
-    {
-        "rule": f"self.metadata.name.matches('{DNS_LABEL_PATTERN}')",
-        "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
-    },
-]
+
+
+def build_name_rules(max_length: int, purpose: str) -> list[dict[str, str]]:
+    """Return the rules on the name of an object, at the root of its schema. `purpose` is why its length is limited."""
+    return [
+        {
+            "rule": f"self.metadata.name.size() <= {max_length}",
+            "message": f"metadata.name must be at most {max_length} characters, so that {purpose}",
+        },
+        {
+            "rule": f"self.metadata.name.matches('{DNS_LABEL_PATTERN}')",
+            "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
+        },
+    ]
+
+
+OWNER_NAME_RULES = build_name_rules(OWNER_NAME_MAX_LENGTH, "names of its FineTuneJobs and pods stay valid")
 """Rules on the root of a FineTuneSchedule and a FineTuneSweep."""
 NO_TEST_METRIC = (
     "!self.metric.startsWith('test')",

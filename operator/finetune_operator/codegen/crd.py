@@ -14,8 +14,8 @@ from pydantic_core import core_schema
 from finetune_operator.api import GROUP, KIND, PLURAL, VERSION, FineTuneJob
 from finetune_operator.api.schedule import SCHEDULE_KIND, SCHEDULE_PLURAL, FineTuneSchedule
 from finetune_operator.api.sweep import SWEEP_KIND, SWEEP_PLURAL, FineTuneSweep
-from finetune_operator.api.template import OWNER_NAME_RULES
-from finetune_trainer.contract import DNS_LABEL_PATTERN, JOB_NAME_MAX_LENGTH, Model
+from finetune_operator.api.template import OWNER_NAME_RULES, build_name_rules
+from finetune_trainer.contract import JOB_NAME_MAX_LENGTH, Model
 
 Schema = dict[str, Any]
 
@@ -78,14 +78,7 @@ _SWEEP_COLUMNS: tuple[PrinterColumn, ...] = (
     ("Report", "string", ".status.reportURI", 1),
 )
 _JOB_RULES = [
-    {
-        "rule": f"self.metadata.name.size() <= {JOB_NAME_MAX_LENGTH}",
-        "message": f"metadata.name must be at most {JOB_NAME_MAX_LENGTH} characters, so that pod names stay valid",
-    },
-    {
-        "rule": f"self.metadata.name.matches('{DNS_LABEL_PATTERN}')",
-        "message": "metadata.name must be a DNS label: a-z, 0-9 and '-', no dots",
-    },
+    *build_name_rules(JOB_NAME_MAX_LENGTH, "pod names stay valid"),
     {  # a root rule, because it uses spec and status; before the condition, a Job of the old spec may exist
         "rule": "self.spec.compute == oldSelf.spec.compute || (oldSelf.spec.suspend "
         "&& has(oldSelf.status) && has(oldSelf.status.conditions) "

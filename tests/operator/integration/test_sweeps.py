@@ -64,7 +64,7 @@ async def test_sweep_of_six_with_one_failure_ranks_the_others_and_reports(
     }  # fmt: skip
     best = status["best"]
     assert (best["name"], best["runnerUp"], best["value"]) == ("lr-2", "lr-1", 1.25)
-    assert (best["verdict"], best["parameters"]) == ("NotToldApart", {"learningRate": 1e-4, "loraRank": 16})
+    assert (best["verdict"], best["parameters"]) == ("Inconclusive", {"learningRate": 1e-4, "loraRank": 16})
     assert "lr-2" in status["conditions"][0]["message"]
     assert status["trials"][2]["reason"] == "DataInvalid"
     assert (cluster.started, cluster.max_active) == (NAMES, 2)
@@ -276,7 +276,7 @@ async def test_sweep_report_fails_then_succeeds_an_hour_later(world: NamespaceHa
     await _store_complete_trials(world, "ReportFailed", "False", hours=1)
     async with _run(world, cluster):
         status = await cluster.wait_for_reason("Completed")
-    assert (status["best"]["name"], status["best"]["verdict"]) == ("lr-1", "NotToldApart")
+    assert (status["best"]["name"], status["best"]["verdict"]) == ("lr-1", "Inconclusive")
 
 
 async def test_sweep_report_that_fails_to_the_end_keeps_the_best_trial(

@@ -33,6 +33,10 @@ _TEMPLATE = {
 }
 
 
+class ListFailedError(Exception):
+    """A list failed. The lister has logged why."""
+
+
 class ScheduleOperator:
     """The controller of FineTuneSchedules of one replica. Its caches are as old as the last `refresh`."""
 
@@ -47,7 +51,8 @@ class ScheduleOperator:
 
     async def refresh(self) -> None:
         """Fill the caches as watches do."""
-        assert await self._lister.refresh([self._namespace])
+        if not await self._lister.refresh([self._namespace]):
+            raise ListFailedError
 
     async def reconcile(self) -> float | None:
         """Reconcile once. Return the seconds until the next reconcile."""

@@ -18,7 +18,7 @@ REPORT_URI = "s3://bucket/lr/report.html"
 REPORT = {
     "reason": "Completed",
     "message": "compared",
-    "sweepReport": {"reportURI": REPORT_URI, "verdict": "NotToldApart", "message": "They are not told apart."},
+    "sweepReport": {"reportURI": REPORT_URI, "verdict": "Inconclusive", "message": "The difference may be chance."},
 }
 
 

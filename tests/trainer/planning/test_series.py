@@ -18,7 +18,7 @@ from finetune_trainer.config.loader import load_manifest, load_template, read_ow
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.planning.plan import RunResources
-from finetune_trainer.planning.series import SeriesPlan, plan_sweep
+from finetune_trainer.planning.series import SeriesPlan, count_runs, plan_sweep
 from finetune_trainer.planning.sweep_settings import SweepSettings
 
 if TYPE_CHECKING:
@@ -168,3 +168,9 @@ def test_run_manifest_of_schedule_is_refused(tmp_path: Path) -> None:
     path.write_text("{apiVersion: finetune.dev/v1alpha1, kind: FineTuneSchedule, metadata: {name: x}, spec: {}}")
     with pytest.raises(TrainerError, match="is not a FineTuneJob"):
         load_manifest(path)
+
+
+@pytest.mark.parametrize("line", ["0 0 3 * * 1", "@every 1h", "0 3 L * *", "61 3 * * *"])
+def test_plan_cron_line_that_the_operator_refuses_is_refused(line: str) -> None:
+    with pytest.raises(TrainerError, match=re.escape(line)):
+        count_runs(line)

@@ -129,18 +129,18 @@ def test_write_report_interrupted_leaves_no_page_of_a_best_that_is_not_written(
     assert [path.rpartition("/")[2] for path in proxy.written_paths] == ["sweep.json", "best.json", "report.html"]
 
 
-def test_write_report_noise_larger_than_difference_is_not_told_apart(s3: S3Server, store: S3, output: str) -> None:
+def test_write_report_noise_larger_than_difference_is_inconclusive(s3: S3Server, store: S3, output: str) -> None:
     report = write_report(store, publish_sweep(s3, output, noise=0.6))
-    assert report.verdict == "NotToldApart"
+    assert report.verdict == "Inconclusive"
     assert "the difference may be chance" in report.message
     assert report.change
     assert report.change.low is not None
     assert report.change.high is not None
     assert report.change.low < 0 < report.change.high
-    assert "Not told apart from the second" in visible_text(read_page(s3, output))
+    assert "Not significantly better than the second" in visible_text(read_page(s3, output))
 
 
-@pytest.mark.parametrize(("rows", "verdict", "text"), [(10, "Better", "p = 0."), (5, "NotToldApart", "too few rows")])
+@pytest.mark.parametrize(("rows", "verdict", "text"), [(10, "Better", "p = 0."), (5, "Inconclusive", "too few rows")])
 def test_write_report_few_rows_are_decided_by_the_exact_test(
     s3: S3Server, store: S3, output: str, rows: int, verdict: str, text: str
 ) -> None:
@@ -197,7 +197,7 @@ def test_write_report_result_of_another_run_is_not_compared(s3: S3Server, store:
     assert "low" not in sweep["configurations"][1]
 
 
-def test_write_report_seed_that_contradicts_the_mean_is_not_told_apart(s3: S3Server, store: S3, output: str) -> None:
+def test_write_report_seed_that_contradicts_the_mean_is_inconclusive(s3: S3Server, store: S3, output: str) -> None:
     values = {(1, 42): 1.3, (2, 42): 1.2, (1, 43): 1.0, (2, 43): 1.2}
     trials = [
         publish_trial(
@@ -209,7 +209,7 @@ def test_write_report_seed_that_contradicts_the_mean_is_not_told_apart(s3: S3Ser
         for number, ((configuration, seed), value) in enumerate(values.items(), 1)
     ]
     report = write_report(store, make_task(output, trials, [1, 2]))
-    assert report.verdict == "NotToldApart"
+    assert report.verdict == "Inconclusive"
     assert "this seed of lr-2 is better, unlike the mean of all seeds" in report.message
 
 

@@ -31,6 +31,7 @@ from finetune_trainer.contract.config import (
     Storage,
     TrainerConfig,
 )
+from finetune_trainer.contract.cron import split_cron_line
 from finetune_trainer.contract.dataset import Dataset, DataSource, Preparation, SensitiveKind, Validation
 from finetune_trainer.contract.environment import (
     CA_BUNDLE_ENV,
@@ -259,5 +260,6 @@ __all__ = [
     "list_trials",
     "parse_quantity",
     "s3_uri_rule",
+    "split_cron_line",
     "uri_text_rule",
 ]

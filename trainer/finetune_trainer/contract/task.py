@@ -234,8 +234,8 @@ class SweepReport(Model):
 
     report_uri: ResultUri = Field(alias="reportURI")
     """reportURI is the S3 URI of `report.html`."""
-    verdict: Literal["Better", "NotToldApart", "NotCompared"]
-    """verdict tells whether the best configuration is better than the second one: `Better`, `NotToldApart` if the
+    verdict: Literal["Better", "Inconclusive", "NotCompared"]
+    """verdict tells whether the best configuration is better than the second one: `Better`, `Inconclusive` if the
     difference may be chance, or `NotCompared` without a second one or without common rows."""
     message: Message
     """message is the verdict as a sentence."""

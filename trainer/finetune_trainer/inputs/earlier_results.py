@@ -78,7 +78,7 @@ class EarlierResult:
         message = f"{changed.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
         if self.is_pinned:
             raise TrainerError(Reason.STORAGE_CORRUPT, message)
-        log.warning("inputs: %s, so the adapter is taken for one without %s", message, MANIFEST_NAME)
+        log.warning("inputs: %s, so the adapter is used like one without %s", message, MANIFEST_NAME)
         return None
 
     def _fetch_row_scores(self, folder: Path, on_bytes: Callable[[int], None]) -> Path | None:

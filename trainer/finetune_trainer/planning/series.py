@@ -21,6 +21,7 @@ from finetune_trainer.contract import (
     apply_trial,
     list_configurations,
     list_trials,
+    split_cron_line,
 )
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.planning import evidence
@@ -30,15 +31,6 @@ from finetune_trainer.planning.sweep_settings import SweepSettings, read_setting
 _COUNTED_DAYS = 28
 _EARLY_PART = 4
 """Halving should not compare before the fourth part of the steps."""
-_CRON_NAMES = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-}
 
 
 class SeriesPlan(Model):
@@ -89,7 +81,7 @@ def plan_schedule(
     Raises `CONFIG_INVALID` for an invalid cron line, and as `build_plan`.
     """
     plan, (length,) = build_series_plan(template, [template], scratch, resources)
-    count = _count_runs(spec["schedule"]) if "schedule" in spec else 0
+    count = count_runs(spec["schedule"]) if "schedule" in spec else 0
     return SeriesPlan(
         run=plan,
         runs=count,
@@ -169,16 +161,14 @@ def _sum_gpu_hours(lengths: Sequence[RunLength], shares: Sequence[float], worker
     }
 
 
-def _count_runs(schedule: str) -> int:
+def count_runs(schedule: str) -> int:
     """Return how often a cron line fires in the next 28 days. Clock changes are not considered."""
     start = datetime.now(UTC)
     end = start + timedelta(days=_COUNTED_DAYS)
-    line = _CRON_NAMES.get(schedule.lower(), schedule)
     try:
-        return sum(1 for _ in takewhile(lambda time: time <= end, _iterate_times(line, start)))
+        line = " ".join(split_cron_line(schedule))
+        return sum(1 for _ in takewhile(lambda time: time <= end, CronSim(line, start)))
     except CronSimError as error:
         raise TrainerError(Reason.CONFIG_INVALID, f"spec.schedule: {schedule} is not a cron line: {error}") from error
-
-
-def _iterate_times(line: str, start: datetime) -> Iterator[datetime]:
-    yield from CronSim(line, start)
+    except ValueError as error:
+        raise TrainerError(Reason.CONFIG_INVALID, str(error)) from error

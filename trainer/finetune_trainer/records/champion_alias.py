@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
@@ -102,11 +103,8 @@ class _AnyObject(_LenientModel):
 
 def describe_content(content: bytes) -> str:
     """Say in a few words what an object that should be an alias contains."""
-    try:
+    with suppress(ValidationError):
         alias = ChampionAlias.model_validate_json(content)
-    except ValidationError:
-        pass
-    else:
         return f"the alias of the schedule {alias.schedule} for the run {alias.run}"
     try:
         return f"an object of kind {_AnyObject.model_validate_json(content).kind!r} that is no valid ChampionAlias"

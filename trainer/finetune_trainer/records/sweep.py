@@ -39,7 +39,7 @@ class SweepRecord(Model):
     sweep: str
     """The FineTuneSweep, as `namespace/name`."""
     objective: str
-    verdict: Literal["Better", "NotToldApart", "NotCompared"]
+    verdict: Literal["Better", "Inconclusive", "NotCompared"]
     message: str
     """The verdict as a sentence."""
     change: MetricChange | None = None

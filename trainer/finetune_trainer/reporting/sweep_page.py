@@ -51,8 +51,8 @@ def _build_headline(record: SweepRecord, ranked: list[ConfigurationResult]) -> V
     best = ranked[0].parameters.describe()
     if record.verdict == "Better":
         return Verdict("Best", "good", f"The best: {best}")
-    if record.verdict == "NotToldApart":
-        return Verdict("Best", "unsure", f"Not told apart from the second: {best}")
+    if record.verdict == "Inconclusive":
+        return Verdict("Best", "unsure", f"Not significantly better than the second: {best}")
     return Verdict("Best", "unsure", f"Not compared with others: {best}")
 
 

@@ -24,7 +24,7 @@ _ROW_MEANS = ("chrf",)
 class SweepComparison:
     """The verdict on the best configuration, with its numbers."""
 
-    verdict: Literal["Better", "NotToldApart", "NotCompared"]
+    verdict: Literal["Better", "Inconclusive", "NotCompared"]
     message: str
     change: MetricChange | None = None
     compared: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ def _conclude(ranked: list[ConfigurationResult], change: MetricChange) -> SweepC
         f"{pluralize(change.samples, 'common row')}: {conclusions.get(direction, 'the difference may be chance')}."
         f"{_describe_seeds(ranked)}{_describe_metric(change.metric)}"
     )
-    verdict: Literal["Better", "NotToldApart"] = "Better" if direction == "better" else "NotToldApart"
+    verdict: Literal["Better", "Inconclusive"] = "Better" if direction == "better" else "Inconclusive"
     message = to_one_line(message, _MAX_MESSAGE_CHARS)
     return SweepComparison(verdict, message, change, [best.name, second.name])
 

@@ -35,7 +35,7 @@ _NEXT_STEP_SECONDS = 0.0
 
 
 class PromotionResult(NamedTuple):
-    """The status with the decisions, and when they are to be looked at again."""
+    """The status with the decisions, and when the next reconcile is due."""
 
     status: FineTuneScheduleStatus
     requeue_after: float | None = None

@@ -203,7 +203,7 @@ class ScheduleReconciler:
 
 
 def _find_timetable(spec: FineTuneScheduleSpec) -> tuple[Timetable | None, Stall | None]:
-    """Return the times of the schedule, and what is wrong with its times. Other triggers go on without them."""
+    """Return the times of the schedule, and what is wrong with its times. Other triggers work without them."""
     stall = None
     if spec.run_at and find_time(spec.run_at) is None:
         message = f"spec.runAt '{spec.run_at}' is not a time; write it as 2026-11-23T08:00:00Z."

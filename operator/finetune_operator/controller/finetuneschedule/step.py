@@ -20,4 +20,4 @@ class Step(NamedTuple):
     events: tuple[EventContent, ...] = ()
     """Events to record once the status is stored."""
     stall: Stall | None = None
-    """Why the schedule cannot go on until a user acts."""
+    """Why the schedule is stalled until a user corrects something."""

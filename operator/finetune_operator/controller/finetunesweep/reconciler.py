@@ -35,7 +35,7 @@ from finetune_operator.status.sweeps.sweep_status import (
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 60.0
-"""Seconds until a trial that was refused, or a report that has failed, is looked at again."""
+"""Seconds until a trial that was refused, or a report that has failed, is retried."""
 _REQUEUE_AFTER_WRITE = 1.0
 """Seconds until the next reconcile after a FineTuneJob was written. The response also contains changes by others, and
 no watch event reports them again."""

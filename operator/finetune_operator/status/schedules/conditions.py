@@ -19,7 +19,7 @@ MESSAGE_MAX_LENGTH = 4096
 
 
 class Stall(NamedTuple):
-    """Why a schedule cannot go on until a user acts."""
+    """Why a schedule is stalled until a user corrects something."""
 
     reason: ScheduleReason
     message: str

@@ -7,7 +7,6 @@ times, because its own handling of clock changes is that of Debian's cron.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -16,21 +15,11 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from finetune_trainer.contract import split_cron_line
+
 MAX_MISSED_SLOTS = 100
 """Number of missed times above which CronJob warns, too."""
-_ALIASES = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
-_FIELD_COUNT = 5
 _ANY_DAY = ("*", "*/1")
-_LAST_DAY = re.compile(r"L|W|#")
-_LAST_WEEKDAY = re.compile(r"[0-9]L|^L|#")
 _MAX_CLOCK_CHANGE = timedelta(hours=3)
 """Clocks are put back by at most that much."""
 _REFERENCE_TIME = datetime(2000, 1, 1, tzinfo=UTC)
@@ -148,18 +137,7 @@ def _load_zone(name: str) -> ZoneInfo:
 
 def _split_line(line: str) -> list[str]:
     """Return the five fields in the syntax of cronsim."""
-    text = line.strip()
-    if text.startswith("@"):
-        if text.lower() not in _ALIASES:
-            names = ", ".join(sorted(_ALIASES))
-            raise InvalidScheduleError(f"spec.schedule '{line}' is not supported; use a cron line or one of {names}")
-        text = _ALIASES[text.lower()]
-    fields = text.upper().replace("?", "*").split()
-    if len(fields) != _FIELD_COUNT:
-        raise InvalidScheduleError(
-            f"spec.schedule '{line}' has {len(fields)} fields; use five: minute, hour, day of the month, month and day "
-            "of the week"
-        )
-    if _LAST_DAY.search(fields[2]) or _LAST_WEEKDAY.search(fields[4]):
-        raise InvalidScheduleError(f"spec.schedule '{line}' has L, W or #, which CronJob does not support either")
-    return fields
+    try:
+        return split_cron_line(line)
+    except ValueError as error:
+        raise InvalidScheduleError(str(error)) from error

@@ -45,7 +45,7 @@ DECISIONS: dict[str, tuple[Body, str, str]] = {
         "NotBetter",
         "evalLoss 1.5 → 1.4, change -0.1 [-0.15, +0.01]: the upper end must be below 0.",
     ),
-    "not told apart": (
+    "interval contains zero": (
         _compare(build_change(low=-0.01)),
         "NotBetter",
         "accuracy 0.8 → 0.9, change +0.1 [-0.01, +0.18]: the lower end must be above 0.",
@@ -162,7 +162,7 @@ DECISIONS: dict[str, tuple[Body, str, str]] = {
         "Vetoed",
         "has found bias, overfitting",
     ),
-    "veto not told": ({"verdicts": {}}, "NotMeasured", "could not tell forgetting"),
+    "veto without verdict": ({"verdicts": {}}, "NotMeasured", "could not tell forgetting"),
     "verdicts of an earlier version": ({"verdicts": None}, "NotMeasured", "could not tell forgetting"),
     "verdict without veto": ({"spec": {"promotion": {"vetoes": []}}, "verdicts": None}, "Promoted", "accuracy"),
     "first": ({"champion": None}, "Promoted", "It is the first run"),

@@ -1,4 +1,4 @@
-"""Times of a schedule. The oracle looks at each minute of a time zone and compares it with the fields of the line."""
+"""Times of a schedule. The oracle tests each minute of a time zone and compares it with the fields of the line."""
 
 from __future__ import annotations
 
