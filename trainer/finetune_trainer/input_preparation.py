@@ -12,8 +12,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import DatasetReport, TrainerConfig
+from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.distributed import topology
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.data_sources import check_files_unchanged
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.training.scratch_needs import ModelSizes, list_training_parts, measure_sizes
@@ -45,6 +46,25 @@ def check_settings(config: TrainerConfig) -> None:
     from finetune_trainer.data.template_settings import check_template_settings
 
     check_template_settings(config.model)
+    if topology.is_sharded():
+        check_sharding(config)
+
+
+def check_sharding(config: TrainerConfig) -> None:
+    """Raise `CONFIG_INVALID` for settings that a sharded base model does not support."""
+    training, lora = config.training, config.training.lora
+    unsupported = {
+        "training.backend unsloth": training.backend == "unsloth",
+        "training.method kto": training.method == "kto",
+        f"model.quantization {config.model.quantization}": config.model.quantization != "none",
+        "training.lora.variant dora": lora.variant == "dora",
+        "training.lora.targetParameters": bool(lora.target_parameters),
+        "training.lora.trainableTokens": bool(lora.trainable_tokens),
+    }
+    names = [name for name, is_set in unsupported.items() if is_set]
+    if names:
+        message = f"compute.sharding full does not support {' and '.join(names)}; change it, or set sharding to none"
+        raise TrainerError(Reason.CONFIG_INVALID, message)
 
 
 def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: date) -> CheckedModel:

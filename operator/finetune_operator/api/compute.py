@@ -107,10 +107,17 @@ class ComputeSpec(Model):
     """image is the trainer image. If unset, the default image of the operator is used."""
     nodes: int = Field(default=1, ge=1, le=64)
     """nodes is the number of pods that train together, each with `gpusPerNode` GPUs. The number of rows per optimizer
-    step is `training.batchSize` x `training.gradientAccumulation` x the number of GPUs of all pods. Defaults to 1."""
+    step is `training.globalBatchSize`, or else `training.batchSize` x `training.gradientAccumulation` x the number of
+    GPUs of all pods. Defaults to 1."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
     """gpusPerNode is the number of GPUs of each pod. Each GPU gets one process (rank). 0 trains on the CPU, for tests
     with tiny models. Defaults to 1."""
+    sharding: Literal["none", "full"] = "none"
+    """sharding sets what each GPU holds of the base model. `none`: a complete copy. `full`: a part of each layer, which
+    the GPUs exchange while they compute (FSDP2), for base models that are larger than the memory of one GPU. Adapter
+    and optimizer are small and not sharded. It needs backend transformers or auto, `model.quantization` none, method
+    sft or dpo and `lora.variant` lora or rslora. It has no effect on the result, so a suspended run can change it.
+    Defaults to none."""
     gpu_resource: DeviceName = "nvidia.com/gpu"
     """gpuResource is the resource name of the GPUs, with its domain, as the device plugin of the cluster registers it.
     Defaults to nvidia.com/gpu."""

@@ -150,6 +150,28 @@ RUN_RULES = (
         "self.training.backend != 'unsloth' || (self.compute.nodes == 1 && self.compute.gpusPerNode <= 1)",
         "backend unsloth trains on one GPU; use transformers or auto for several GPUs or nodes",
     ),
+    (
+        "!has(self.training.globalBatchSize) || self.training.globalBatchSize % (self.training.batchSize"
+        " * self.compute.nodes * (self.compute.gpusPerNode > 0 ? self.compute.gpusPerNode : 1)) == 0",
+        "training.globalBatchSize must be a multiple of training.batchSize x compute.nodes x compute.gpusPerNode",
+    ),
+    (
+        "self.compute.sharding == 'none' || self.training.backend != 'unsloth'",
+        "compute.sharding full needs training.backend transformers or auto",
+    ),
+    (
+        "self.compute.sharding == 'none' || self.training.method != 'kto'",
+        "compute.sharding full needs training.method sft or dpo",
+    ),
+    (
+        "self.compute.sharding == 'none' || self.model.quantization == 'none'",
+        "compute.sharding full needs model.quantization none; weights in int8 or nf4 cannot be sharded",
+    ),
+    (
+        "self.compute.sharding == 'none' || (self.training.lora.variant != 'dora'"
+        " && self.training.lora.targetParameters.size() == 0 && self.training.lora.trainableTokens.size() == 0)",
+        "compute.sharding full needs lora.variant lora or rslora, and no lora.targetParameters or lora.trainableTokens",
+    ),
 )
 """Rules that span several sections of a run in the cluster. They apply to `RunSpec` and its subclasses."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from finetune_operator.api import ObjectMeta
 from finetune_operator.api.compute import ComputeSpec
 from finetune_operator.api.objects import Body
-from finetune_trainer.contract import NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, RENDEZVOUS_PORT
+from finetune_trainer.contract import NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, RENDEZVOUS_PORT, SHARDING_ENV
 
 
 def build_indexed_job_fields(compute: ComputeSpec) -> Body:
@@ -19,17 +19,19 @@ def build_indexed_job_fields(compute: ComputeSpec) -> Body:
 
 
 def build_environment(meta: ObjectMeta, compute: ComputeSpec) -> dict[str, str]:
-    """Return the numbers of nodes and processes and the rendezvous endpoint. Kubernetes adds the index of each pod.
+    """Return the numbers of nodes and processes, the sharding and the rendezvous endpoint.
 
-    The host name contains the namespace, because with a pod's DNS search path `bot-0.bot` could also be a Service
-    `bot-0` in another user's namespace `bot`.
+    Kubernetes adds the index of each pod. The host name contains the namespace, because with a pod's DNS search path
+    `bot-0.bot` could also be a Service `bot-0` in another user's namespace `bot`.
     https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/
     """
-    process_count = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
+    process_settings = {PROCESSES_ENV: str(compute.gpus_per_node)} if compute.gpus_per_node > 1 else {}
+    if compute.sharding != "none":
+        process_settings[SHARDING_ENV] = compute.sharding
     if compute.nodes == 1:
-        return process_count
+        return process_settings
     rank_zero_host = f"{meta.name}-0.{get_service_name(meta.name)}.{meta.namespace}.svc"
-    return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{rank_zero_host}:{RENDEZVOUS_PORT}", **process_count}
+    return {NODES_ENV: str(compute.nodes), RENDEZVOUS_ENV: f"{rank_zero_host}:{RENDEZVOUS_PORT}", **process_settings}
 
 
 def get_service_name(job_name: str) -> str:

@@ -10,11 +10,12 @@ from finetune_trainer.contract.base import Model, ModuleName, cel_rules
 
 # Types of the fields that a FineTuneSweep can set.
 LearningRate = Annotated[float, Field(gt=0, le=1)]
-Scheduler = Literal["linear", "cosine", "constant"]
+Scheduler = Literal["linear", "cosine", "constant", "warmupStableDecay"]
 WarmupRatio = Annotated[float, Field(ge=0, lt=1)]
 Epochs = Annotated[float, Field(gt=0, le=1000)]
 MaxSteps = Annotated[int, Field(ge=1, le=10_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=1024)]
+GlobalBatchSize = Annotated[int, Field(ge=1, le=1_048_576)]
 WeightDecay = Annotated[float, Field(ge=0, le=1)]
 MaxGradNorm = Annotated[float, Field(gt=0, le=1000)]
 Beta = Annotated[float, Field(gt=0, le=10)]
@@ -109,6 +110,35 @@ class Training(Model):
             ("has(self.epochs) != has(self.maxSteps)", "exactly one of epochs and maxSteps must be set"),
             ("!self.packing || self.method == 'sft'", "packing applies to method sft only"),
             (
+                "!self.packing || !has(self.batching) || self.batching == 'packed'",
+                "batching replaces packing; set batching to packed and leave packing out",
+            ),
+            (
+                "!has(self.batching) || self.method == 'sft' || self.batching == 'padded'"
+                " || (self.batching == 'byLength' && self.method == 'dpo')",
+                "batching paddingFree and packed apply to method sft only, and byLength to sft and dpo",
+            ),
+            (
+                "!has(self.globalBatchSize) || self.gradientAccumulation == 4",
+                "globalBatchSize replaces gradientAccumulation, so set one of them only",
+            ),
+            (
+                "!has(self.globalBatchSize) || self.globalBatchSize % self.batchSize == 0",
+                "globalBatchSize must be a multiple of batchSize",
+            ),
+            (
+                "!has(self.warmupSteps) || self.warmupRatio == 0.03",
+                "warmupSteps replaces warmupRatio, so set one of them only",
+            ),
+            (
+                "self.minLearningRateRatio == 0.0 || self.scheduler != 'constant'",
+                "minLearningRateRatio does not apply to scheduler constant",
+            ),
+            (
+                "self.kernels == 'standard' || self.backend != 'unsloth'",
+                "kernels liger needs backend transformers or auto; backend unsloth has kernels of its own",
+            ),
+            (
                 "!self.packing || self.backend != 'unsloth'",
                 "packing needs backend transformers or auto; backend unsloth does not support it",
             ),
@@ -140,13 +170,29 @@ class Training(Model):
     gradient_accumulation: BatchSize = 4
     """gradientAccumulation is the number of forward passes per optimizer step. The loss is averaged over all their
     tokens. Defaults to 4."""
+    global_batch_size: GlobalBatchSize | None = None
+    """globalBatchSize is the number of rows per optimizer step on all devices together. It replaces
+    `gradientAccumulation`, which results from it, from `batchSize` and from the number of devices. It must be a
+    multiple of `batchSize` x the number of devices. The number of devices is then no part of the run: checkpoints of 4
+    GPUs can be resumed on 2. If unset, it is `batchSize` x `gradientAccumulation` x the number of devices."""
     learning_rate: LearningRate = 2e-4
     """learningRate is the peak learning rate. Defaults to 0.0002."""
     scheduler: Scheduler = "linear"
-    """scheduler is the shape of the learning rate after warmup. Defaults to linear."""
+    """scheduler is the shape of the learning rate after warmup. `linear` and `cosine` decrease to
+    `minLearningRateRatio` at the last step, `constant` does not decrease, and `warmupStableDecay` is constant until the
+    last fifth of all steps, in which it decreases linearly. Defaults to linear."""
     warmup_ratio: WarmupRatio = 0.03
     """warmupRatio is the fraction of all steps in which the learning rate increases from zero to its peak. Defaults to
     0.03."""
+    warmup_steps: int | None = Field(default=None, ge=0, le=10_000_000)
+    """warmupSteps is the number of steps in which the learning rate increases from zero to its peak. It replaces
+    `warmupRatio`. If it is not less than the number of all steps, the learning rate increases until the last step."""
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, lt=1)] = 0
+    """minLearningRateRatio is the learning rate of the last step as a fraction of the peak. Defaults to 0."""
+    optimizer: Literal["adamw", "adamw8bit", "pagedAdamw8bit"] = "adamw"
+    """optimizer is the optimizer. `adamw`: AdamW with moments in 32 bits, in one fused kernel. `adamw8bit`: moments in
+    8 bits, which saves 6 bytes per parameter of the adapter. `pagedAdamw8bit`: these moments move to
+    host memory while GPU memory is short. Those in 8 bits need a GPU. Defaults to adamw."""
     weight_decay: WeightDecay = 0.01
     """weightDecay is the weight decay of AdamW. Higher values can reduce overfitting. Defaults to 0.01."""
     max_grad_norm: MaxGradNorm = 1
@@ -157,6 +203,17 @@ class Training(Model):
     gradient_checkpointing: bool = True
     """gradientCheckpointing recomputes activations in the backward pass. This saves memory and takes about a third more
     time. Defaults to true."""
+    kernels: Literal["standard", "liger"] = "standard"
+    """kernels are the implementations of norms, rotary positions, feed-forward layers and the loss with backend
+    transformers. `standard`: those of transformers and TRL. `liger`: the fused Triton kernels of Liger, which need
+    less memory and time, a GPU, and a model family that Liger supports. Defaults to standard."""
+    batching: Literal["padded", "byLength", "paddingFree", "packed"] | None = None
+    """batching sets how rows form batches. The loss per token does not depend on it. `padded`: rows in random order,
+    padded to the longest row of their batch. `byLength`: rows of similar length are in the same batch, which reduces
+    padding; the order of the batches is random. `paddingFree`: the rows of a batch form one sequence without padding
+    and without attention between them. `packed`: as many rows as fit into `model.maxLength` tokens form one sequence
+    without attention between them, and `batchSize` counts sequences. `paddingFree` and `packed` need method sft,
+    `byLength` needs sft or dpo. If unset, it is `packed` if `packing` is true, or else `padded`."""
     packing: bool = False
     """packing combines several short rows into one sequence of up to `model.maxLength` tokens, without attention
     between them. This reduces padding and leaves the loss per token unchanged. It needs method sft. Defaults to
@@ -193,3 +250,8 @@ class Training(Model):
     """stallSeconds is the number of seconds without progress, in a training step or in a stage before or after
     training, after which the attempt is aborted and retried. The thread stacks are written to the log. Defaults to
     1800."""
+
+    @property
+    def effective_batching(self) -> Literal["padded", "byLength", "paddingFree", "packed"]:
+        """`batching`, or what `packing` means if it is unset."""
+        return self.batching or ("packed" if self.packing else "padded")

@@ -15,6 +15,7 @@ from finetune_trainer.contract import (
     PROCESSES_ENV,
     RENDEZVOUS_ENV,
     RENDEZVOUS_PORT,
+    SHARDING_ENV,
     Reason,
 )
 from finetune_trainer.errors import TrainerError
@@ -63,6 +64,11 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of ranks; 1 in the launcher, which is not a rank."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_sharded() -> bool:
+    """Return whether the ranks share the base model: each holds a part of every layer."""
+    return os.environ.get(SHARDING_ENV) == "full"
 
 
 def is_rank_zero() -> bool:

@@ -99,7 +99,9 @@ def _find_reason_for_transformers(config: TrainerConfig, world_size: int) -> str
     # The first reason that applies is logged. Only the attention of transformers is known to separate packed rows.
     reasons = (
         (world_size > 1, f"there are {world_size} ranks"),
-        (training.packing, "auto uses it for training.packing"),
+        (topology.is_sharded(), "auto uses it for compute.sharding full"),
+        (training.effective_batching in ("packed", "paddingFree"), "auto uses it for rows that share sequences"),
+        (training.kernels == "liger", "auto uses it for training.kernels liger"),
         (training.method not in _UNSLOTH_METHODS, f"auto uses it for method {training.method}"),
         (config.model.quantization == "int8", "auto uses it for int8"),
         (_trains_parameters_or_tokens(config), "auto uses it for targetParameters and trainableTokens"),

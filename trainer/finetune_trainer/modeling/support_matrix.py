@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.contract import Reason, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
 
 MATRIX_PATH = Path(__file__).with_suffix(".json")
@@ -72,11 +72,19 @@ def _list_needed_steps(config: TrainerConfig) -> list[str]:
     return ["loads", *(["sft"] if config.training.method == "sft" else []), "evaluates", "exports"]
 
 
+def _describe_batching(training: Training) -> tuple[bool, str, str]:
+    """Return whether rows share sequences, with the setting and what to change."""
+    if training.batching is None:
+        return training.packing, "training.packing", "set it to false"
+    shares_sequences = training.batching in ("packed", "paddingFree")
+    return shares_sequences, f"training.batching {training.batching}", "set it to padded or byLength"
+
+
 def _list_requested_options(config: TrainerConfig) -> dict[str, tuple[str, str]]:
     """Return the columns of the options that the config asks for, with the setting and what to change."""
     training, quantization = config.training, config.model.quantization
     options = {
-        "packs": (training.packing, "training.packing", "set it to false"),
+        "packs": _describe_batching(training),
         "dpo": (training.method == "dpo", "training.method dpo", "use sft, or a base model of another family"),
         quantization: (quantization != "none", f"model.quantization {quantization}", "set it to none"),
         "merges": (config.output.merged, "output.merged", "set it to false"),

@@ -153,12 +153,17 @@ def build_series_plan(
 def _measure_variant(inputs: inspection.InspectedInputs, plan: Plan, variant: TrainerConfig) -> RunLength:
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
-    from finetune_trainer.training.steps import count_optimizer_steps, count_sequences, iterate_training_rows
+    from finetune_trainer.training.steps import (
+        count_optimizer_steps,
+        count_sequences,
+        iterate_training_rows,
+        resolve_accumulation,
+    )
 
     config = limit_max_length(variant, inputs.shape.max_positions)
     counts = [count_sequences(config, rows) for rows in iterate_training_rows(inputs.prepared)]
     steps = sum(count_optimizer_steps(config.training, count, plan.workers) for count in counts)
-    rows_per_step = config.training.batch_size * config.training.gradient_accumulation * plan.workers
+    rows_per_step = config.training.batch_size * resolve_accumulation(config.training, plan.workers) * plan.workers
     tokens = round(plan.tokens_trained * steps * rows_per_step / (plan.steps * plan.batch))
     shape = replace(
         inputs.shape, trainable=inputs.shape.trainable * config.training.lora.rank // inputs.config.training.lora.rank
@@ -215,6 +220,7 @@ def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
 def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_count: int) -> Plan:
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
+    from finetune_trainer.training.steps import resolve_accumulation
 
     prepared, shape, configured_length = inputs.prepared, inputs.shape, inputs.config.model.max_length
     config = limit_max_length(inputs.config, shape.max_positions)
@@ -224,7 +230,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_coun
     scratch_parts = estimates.estimate_scratch(config, shape, steps[-1], inputs.list_stored_parts())
     return Plan(
         workers=world_size,
-        batch=training.batch_size * training.gradient_accumulation * world_size,
+        batch=training.batch_size * resolve_accumulation(training, world_size) * world_size,
         dataset=prepared.report,
         max_length=config.model.max_length,
         positions_limit_length=config.model.max_length < configured_length,

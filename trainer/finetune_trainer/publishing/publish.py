@@ -272,9 +272,12 @@ def _summarize_names(names: Sequence[str]) -> str:
 
 
 def _compute_run_digest(config: TrainerConfig) -> str:
-    """Return the digest of config and number of ranks: each rank adds a batch to every step, so results differ."""
+    """Return the digest of config and number of ranks: each rank adds a batch to every step, so results differ.
+
+    With `globalBatchSize`, the rows of a step do not depend on the number of ranks.
+    """
     world_size = max(topology.world_size(), topology.topology_from_env().world_size)
-    if world_size == 1:
+    if world_size == 1 or config.training.global_batch_size is not None:
         return config.digest()
     return "sha256:" + hashlib.sha256(f"{config.digest()} {world_size} workers".encode()).hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import TrainerConfig, Training
 from finetune_trainer.formatting import format_duration, format_number
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.manifest import AdapterManifest
@@ -37,6 +37,21 @@ def describe_adapter(config: TrainerConfig, adapter_info: AdapterInfo) -> str:
     )
 
 
+_BATCHING_NOTES = {"padded": "", "byLength": ", by length", "paddingFree": ", without padding", "packed": ", packed"}
+
+
+def _describe_step(training: Training) -> str:
+    if training.global_batch_size is not None:
+        return f"{training.global_batch_size} on all devices, {training.batch_size} per forward pass"
+    return f"{training.batch_size} x {training.gradient_accumulation} (batch x accumulation) per device"
+
+
+def _describe_learning_rate(training: Training) -> str:
+    warmup = f"{training.warmup_ratio:g}" if training.warmup_steps is None else f"{training.warmup_steps} steps"
+    floor = f", at least {training.min_learning_rate_ratio:g} of it" if training.min_learning_rate_ratio else ""
+    return f"{training.learning_rate:g}, {training.scheduler}, warm-up {warmup}{floor}"
+
+
 def list_settings(
     config: TrainerConfig, adapter_info: AdapterInfo, manifest: AdapterManifest
 ) -> Iterator[tuple[str, str]]:
@@ -44,12 +59,12 @@ def list_settings(
     training = config.training
     yield "Method", adapter_info.method_title + ("" if adapter_info.beta is None else f", beta {adapter_info.beta:g}")
     yield "Training length", describe_training_length(config)
-    yield "Rows per step", f"{training.batch_size} x {training.gradient_accumulation} (batch x accumulation) per device"
-    yield "Learning rate", f"{training.learning_rate:g}, {training.scheduler}, warm-up {training.warmup_ratio:g}"
+    yield "Rows per step", _describe_step(training)
+    yield "Learning rate", _describe_learning_rate(training)
     yield "Weight decay", f"{training.weight_decay:g}"
     yield "Gradient clipping", f"norm at most {training.max_grad_norm:g}"
     yield "Loss on", "tokens of the answers" if training.loss == "completion" else "all tokens"
-    yield "Maximum length", f"{config.model.max_length:,} tokens" + (", packed" if training.packing else "")
+    yield "Maximum length", f"{config.model.max_length:,} tokens" + _BATCHING_NOTES[training.effective_batching]
     yield from _list_template_settings(config, manifest)
     yield "Adapter", describe_adapter(config, adapter_info)
     yield (

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import TrainerConfig, Training
+from finetune_trainer.contract import Reason, TrainerConfig, Training
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.training import packing
 
 if TYPE_CHECKING:
@@ -15,12 +16,29 @@ if TYPE_CHECKING:
     from finetune_trainer.data.preparation import PreparedData
 
 
+def resolve_accumulation(training: Training, world_size: int) -> int:
+    """Return the forward passes of each rank per optimizer step.
+
+    Raises `CONFIG_INVALID` if `globalBatchSize` cannot be split evenly among the ranks.
+    """
+    if training.global_batch_size is None:
+        return training.gradient_accumulation
+    rows_per_pass = training.batch_size * world_size
+    if training.global_batch_size % rows_per_pass:
+        message = (
+            f"training.globalBatchSize is {training.global_batch_size}, which is no multiple of {rows_per_pass}: "
+            f"training.batchSize {training.batch_size} x {world_size} ranks"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    return training.global_batch_size // rows_per_pass
+
+
 def count_optimizer_steps(training: Training, row_count: int, world_size: int = 1) -> int:
     """Return the optimizer steps of a training on `row_count` rows. The last step of an epoch may have fewer rows."""
     if training.max_steps is not None:
         return training.max_steps
     batches = math.ceil(row_count / (training.batch_size * world_size))
-    return math.ceil((training.epochs or 0) * max(math.ceil(batches / training.gradient_accumulation), 1))
+    return math.ceil((training.epochs or 0) * max(math.ceil(batches / resolve_accumulation(training, world_size)), 1))
 
 
 def count_steps_per_training(config: TrainerConfig, prepared: PreparedData, world_size: int) -> list[int]:
@@ -40,4 +58,5 @@ def iterate_training_rows(prepared: PreparedData) -> Iterator[datasets.Dataset]:
 
 def count_sequences(config: TrainerConfig, rows: datasets.Dataset) -> int:
     """Return the number of sequences that batches are made of: packed sequences, or rows if packing is off."""
-    return len(packing.pack_dataset(rows, config.model.max_length)) if config.training.packing else len(rows)
+    is_packed = config.training.effective_batching == "packed"
+    return len(packing.pack_dataset(rows, config.model.max_length)) if is_packed else len(rows)

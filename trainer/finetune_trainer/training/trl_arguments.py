@@ -10,7 +10,7 @@ import torch
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.precision import resolve_precision
-from finetune_trainer.training.steps import count_optimizer_steps
+from finetune_trainer.training.steps import count_optimizer_steps, resolve_accumulation
 
 
 def build_common_arguments(config: TrainerConfig, row_count: int, work_dir: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def build_common_arguments(config: TrainerConfig, row_count: int, work_dir: Path
         "max_steps": training.max_steps or -1,
         "per_device_train_batch_size": training.batch_size,
         "per_device_eval_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation,
+        "gradient_accumulation_steps": resolve_accumulation(training, topology.world_size()),
         "gradient_checkpointing": training.gradient_checkpointing,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": "constant_with_warmup" if training.scheduler == "constant" else training.scheduler,

@@ -100,7 +100,7 @@ class Sample:
     @property
     def splits_steps(self) -> bool:
         """Whether a step consists of several batches, of this process or of other ranks."""
-        return self.config.training.gradient_accumulation > 1 or topology.world_size() > 1
+        return self.trainer.args.gradient_accumulation_steps > 1 or topology.world_size() > 1
 
 
 def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Callable[[], None]) -> Sample:
