@@ -57,6 +57,7 @@ def check_sharding(config: TrainerConfig) -> None:
         "training.backend unsloth": training.backend == "unsloth",
         "training.method kto": training.method == "kto",
         f"model.quantization {config.model.quantization}": config.model.quantization != "none",
+        "output.merged": config.output.merged,
         "training.lora.variant dora": lora.variant == "dora",
         "training.lora.targetParameters": bool(lora.target_parameters),
         "training.lora.trainableTokens": bool(lora.trainable_tokens),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -103,11 +104,11 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         except StepReached as reached:
             return suspend_run(reached, store, context)
         if not topology.is_rank_zero():
+            follow_rank_zero(model, context)
             return wait_for_rank_zero(context, Reason.COMPLETED)
-        report = evaluate_adapter(model, inputs, result, output.digest, context)
-        if report.failed_checks:
+        report, adapter_dir = evaluate_and_export(model, inputs, result, output.digest, context)
+        if adapter_dir is None:
             raise reject_adapter(report, output, checkpoints)
-        adapter_dir = export_adapter(model, inputs, result, report, context)
         outcome = publish_adapter(adapter_dir, report, output, checkpoints, context)
         if not context.config.output.merged:
             return outcome
@@ -231,11 +232,36 @@ def suspend_run(reached: StepReached, store: CheckpointStore, context: RunContex
     return build_stop_outcome(reached, store.build_log_uri(reached.evaluation.step))
 
 
+def keep_ranks_in_step(model: LoadedModel, context: RunContext) -> AbstractContextManager[None]:
+    """Return the context in which rank 0 evaluates and exports: the other ranks compute their part of a sharded base
+    model."""
+    from finetune_trainer.modeling.sharding import keep_in_step
+
+    return keep_in_step(model.model, context.progress.heartbeat)
+
+
+def follow_rank_zero(model: LoadedModel, context: RunContext) -> None:
+    """Compute this rank's part of a sharded base model while rank 0 evaluates and exports."""
+    with keep_ranks_in_step(model, context):
+        pass
+
+
 def wait_for_rank_zero(context: RunContext, reason: Reason) -> Outcome:
     """Wait until rank 0 has published or rejected the adapter, or stored a checkpoint: the pod of another rank must not
     succeed before."""
     collectives.barrier(context.progress.heartbeat)
     return build_outcome(reason, "trained together with rank 0, which reports the result of the run")
+
+
+def evaluate_and_export(
+    model: LoadedModel, inputs: PreparedInputs, result: TrainResult, digest: str, context: RunContext
+) -> tuple[RunReport, Path | None]:
+    """Return the report, and the folder of the exported adapter, or None if `evaluation.gate` rejects it."""
+    with keep_ranks_in_step(model, context):
+        report = evaluate_adapter(model, inputs, result, digest, context)
+        if report.failed_checks:
+            return report, None
+        return report, export_adapter(model, inputs, result, report, context)
 
 
 def evaluate_adapter(

@@ -168,6 +168,10 @@ RUN_RULES = (
         "compute.sharding full needs model.quantization none; weights in int8 or nf4 cannot be sharded",
     ),
     (
+        "self.compute.sharding == 'none' || !self.output.merged",
+        "compute.sharding full does not support output.merged; servers can load the adapter",
+    ),
+    (
         "self.compute.sharding == 'none' || (self.training.lora.variant != 'dora'"
         " && self.training.lora.targetParameters.size() == 0 && self.training.lora.trainableTokens.size() == 0)",
         "compute.sharding full needs lora.variant lora or rslora, and no lora.targetParameters or lora.trainableTokens",

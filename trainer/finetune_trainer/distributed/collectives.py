@@ -20,6 +20,7 @@ from finetune_trainer.errors import TrainerError
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 Heartbeat = Callable[[], None]
@@ -33,6 +34,8 @@ _BARRIER_TIMEOUT = timedelta(days=30)
 _barrier_groups: list[ProcessGroup] = []
 """The process group of `barrier`, once it is created."""
 _RELEASE_TIMEOUT_SECONDS = 30.0
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0002, 0.02
+"""Seconds between two checks whether all ranks have arrived. Ranks that compute in step wait for a short time."""
 _PEER_LOST_MESSAGES = (
     "connection closed by peer",
     "connection reset by peer",
@@ -84,6 +87,18 @@ def init_process_group(heartbeat: Heartbeat) -> None:
     barrier(heartbeat)
 
 
+def init_single_rank_mesh(device_type: str, name: str) -> DeviceMesh:
+    """Return a mesh of this process alone, with a dimension of this name, for code that needs a process group."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not dist.is_initialized():
+        backend = "nccl" if torch.device(device_type).type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    return init_device_mesh(device_type, (1,), mesh_dim_names=(name,))
+
+
 def barrier(heartbeat: Heartbeat | None = None) -> None:
     """Wait until all ranks have called this. Waiting counts as activity: each rank watches itself for stalls."""
     if world_size() > 1:
@@ -117,6 +132,15 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
         dist.all_reduce(tensor)
     return tensor
+
+
+def sum_when_ready(value: int, heartbeat: Heartbeat) -> int:
+    """Return the sum of the values of all ranks, and wait as long as it takes until all of them have called this."""
+    import torch
+
+    tensor = torch.tensor(value)
+    _all_reduce_by(tensor, heartbeat, float("inf"))
+    return int(tensor)
 
 
 def broadcast(value: int) -> int:
@@ -163,13 +187,20 @@ def run_on_local_rank_zero(compute: Callable[[], T], folder: Path, heartbeat: He
 
 def _timed_barrier(heartbeat: Heartbeat | None, timeout_seconds: float) -> None:
     import torch
+
+    _all_reduce_by(torch.zeros(1), heartbeat, time.monotonic() + timeout_seconds)
+
+
+def _all_reduce_by(tensor: torch.Tensor, heartbeat: Heartbeat | None, deadline: float) -> None:
+    """Sum a tensor on the CPU over all ranks, in place, if all ranks join before the deadline."""
     import torch.distributed as dist
 
-    work = dist.all_reduce(torch.zeros(1), group=_barrier_groups[0] if _barrier_groups else None, async_op=True)
-    deadline = time.monotonic() + timeout_seconds
+    work = dist.all_reduce(tensor, group=_barrier_groups[0] if _barrier_groups else None, async_op=True)
+    pause = _SHORTEST_PAUSE_SECONDS
     # Poll, since Python handles no signals while it waits in torch.
     while not work.is_completed() and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         if heartbeat:
             heartbeat()
     if work.is_completed():
@@ -183,11 +214,13 @@ __all__ = [
     "barrier",
     "broadcast",
     "init_process_group",
+    "init_single_rank_mesh",
     "is_local_rank_zero",
     "is_rank_zero",
     "rank",
     "release_waiters",
     "run_on_local_rank_zero",
+    "sum_when_ready",
     "translate_peer_errors",
     "world_size",
 ]

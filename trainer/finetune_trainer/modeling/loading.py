@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import PROCESSES_ENV, ModelSource, Reason, TrainerConfig
 from finetune_trainer.data.template_settings import apply_template_settings
+from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import existing_adapter, quantization, stored_quantization
 from finetune_trainer.modeling.library_errors import translate_memory_errors, translate_model_errors
@@ -128,7 +129,12 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
 
     base = _load_base_with_transformers(config, model_dir, dtype)
     set_seed(config.training.seed)
-    return add_adapter(config, base, model_dir)
+    model = add_adapter(config, base, model_dir)
+    if topology.is_sharded():
+        from finetune_trainer.modeling.sharding import call_base_with_hooks
+
+        call_base_with_hooks(model)
+    return model
 
 
 def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -139,6 +145,8 @@ def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: 
         if is_stored_quantized
         else quantization.build_quantization_config(config, dtype)
     )
+    if topology.is_sharded():
+        return _load_sharded_base(model_dir, model_config, dtype)
     base, info = load_weights(model_dir, model_config, dtype, quantization_config)
     check_loading_info(base, info)
     if is_stored_quantized:
@@ -148,13 +156,26 @@ def _load_base_with_transformers(config: TrainerConfig, model_dir: Path, dtype: 
     return base
 
 
+def _load_sharded_base(model_dir: Path, model_config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    from finetune_trainer.modeling import sharding
+
+    base, info = load_weights(model_dir, model_config, dtype, None, sharding.build_loading_arguments())
+    check_loading_info(base, info)
+    sharding.shard_loaded_model(base)
+    return base
+
+
 def load_weights(
     model_dir: Path,
     model_config: PreTrainedConfig,
     dtype: torch.dtype,
     quantization_config: QuantizationConfigMixin | None,
+    placement: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load the class that config.json names, on the GPU if there is one. Return it with the loading info."""
+    """Load the class that config.json names. Return it with the loading info.
+
+    `placement` are the arguments that say where the weights are loaded to, by default the GPU if there is one.
+    """
     import torch
 
     model_class = choose_model_class(model_config)
@@ -164,7 +185,7 @@ def load_weights(
             config=model_config,
             dtype=dtype,
             quantization_config=quantization_config,
-            device_map={"": 0} if torch.cuda.is_available() else None,
+            **(placement or {"device_map": {"": 0} if torch.cuda.is_available() else None}),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,

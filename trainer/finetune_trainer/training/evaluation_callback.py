@@ -19,6 +19,7 @@ from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.modeling.batch_limits import limit_loss_tokens
 from finetune_trainer.modeling.likelihood import RowLosses, compute_dataset_losses
 from finetune_trainer.modeling.positions import get_max_positions
+from finetune_trainer.modeling.sharding import keep_in_step
 from finetune_trainer.training import early_stopping
 from finetune_trainer.training.adapter_snapshot import AdapterSnapshot
 from finetune_trainer.training.early_stopping import EvalResult
@@ -63,7 +64,7 @@ class HeldOutEvaluator:
         model = self.trainer.model
         model.eval()
         # A data loader draws from the random generator of dropout; an evaluation must not change the training.
-        with torch.random.fork_rng(devices=[]), disable_gather(self.trainer):
+        with torch.random.fork_rng(devices=[]), disable_gather(self.trainer), keep_in_step(model, self.heartbeat):
             result = self._evaluate_rows() if self.method.uses_token_loss else self._evaluate_batches()
         model.train()
         return result

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import Trainer
 from finetune_trainer.checkpoints.layout import COUNTS_NAME, FOLD_LOSSES_KEY
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
+from finetune_trainer.modeling.sharding import average_gradients, is_sharded
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
@@ -104,6 +106,10 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.token_counter = TokenCounter(kwargs["args"].device)
+        self._averages_gradients = is_sharded(kwargs["model"]) and topology.world_size() > 1
+        if self._averages_gradients:
+            # Without DistributedDataParallel, which does not accept sharded weights.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenize, truncate and drop rows
@@ -122,6 +128,8 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         self.token_counter.add(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args)
+        if self._averages_gradients and self.accelerator.sync_gradients:
+            average_gradients(self.model)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -15,6 +15,7 @@ from finetune_trainer.data.end_of_turn import detect_end_of_turn
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.formatting import format_share
 from finetune_trainer.modeling.generation import collect_end_token_ids
+from finetune_trainer.modeling.sharding import gather_tensor
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.state import TrainerInputs
 
@@ -85,8 +86,8 @@ def _build_warning(name: str) -> str:
 
 def _is_probably_untrained(inputs: TrainerInputs, token_id: int) -> bool:
     """Return whether the embedding of a token is almost zero, or equal to that of another token."""
-    weight = inputs.loaded.model.get_input_embeddings().weight
     with torch.no_grad():
+        weight = gather_tensor(inputs.loaded.model.get_input_embeddings().weight)
         norms = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
         if norms[token_id] < _MIN_RELATIVE_NORM * norms.median():
             return True

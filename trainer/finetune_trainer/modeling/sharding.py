@@ -1,0 +1,153 @@
+"""Shards the base model among the ranks with FSDP2, layer by layer. Imports torch, so import this module only after the
+backend.
+
+Only the frozen base model is sharded. Each rank has the complete adapter: it is small, may have another precision than
+the base model, which the parameters of an FSDP unit must not have, and is saved and resumed as without sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers.distributed import DistributedConfig
+from transformers.distributed.fsdp import apply_fully_sharded_data_parallelism
+
+from finetune_trainer.contract import Reason
+from finetune_trainer.distributed import collectives, topology
+from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+Heartbeat = Callable[[], None]
+"""Called while this rank waits for other ranks, which is no stall."""
+
+_MESH_NAME = "fsdp"
+
+
+def check_shardable(model: PreTrainedModel) -> None:
+    """Raise `CONFIG_INVALID` for a class without a plan of which modules are sharded. The model may be on the `meta`
+    device."""
+    if not model.fsdp_plan:
+        raise TrainerError(
+            Reason.CONFIG_INVALID,
+            f"compute.sharding full does not support {type(model).__name__}: transformers does not say how to shard "
+            "it; set sharding to none, or use another base model",
+        )
+
+
+def build_loading_arguments() -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` with which each rank reads only its part of the weights."""
+    if topology.world_size() == 1:
+        return {}
+    return {"device_map": None, "distributed_config": DistributedConfig(fsdp_size=topology.world_size())}
+
+
+def shard_loaded_model(base: PreTrainedModel) -> None:
+    """Finish the sharding of a model that was loaded with `build_loading_arguments`. A single rank, which has loaded it
+    completely, then computes in the same way as several ones."""
+    check_shardable(base)
+    if topology.world_size() == 1:
+        mesh = collectives.init_single_rank_mesh(base.device.type, _MESH_NAME)
+        apply_fully_sharded_data_parallelism(base, mesh)
+    # Rank 0 generates alone, in `keep_in_step`. Otherwise `generate` would communicate after each token.
+    base._is_fsdp_managed_module = False
+    # Otherwise PEFT would gather the complete base model whenever it saves the adapter, as for tensor parallelism.
+    base._tp_size = None
+
+
+def is_sharded(model: PeftModel) -> bool:
+    """Return whether the base model is sharded."""
+    return isinstance(model.get_base_model(), FSDPModule)
+
+
+def call_base_with_hooks(model: PeftModel) -> None:
+    """Make PEFT call the base model rather than its `forward`, which would skip the hooks of FSDP."""
+    base = model.get_base_model()
+    model.base_model.forward = lambda *args, **kwargs: base(*args, **kwargs)
+
+
+def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the complete tensor of a weight, which may be sharded. All ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def average_gradients(model: PeftModel) -> None:
+    """Average the gradients of the adapter over all ranks, in place. All ranks must call it."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    pending = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for gradient, work in zip(gradients, pending, strict=True):
+        work.wait()
+        gradient /= topology.world_size()
+
+
+@contextmanager
+def keep_in_step(model: PeftModel, heartbeat: Heartbeat) -> Iterator[None]:
+    """Let each rank call a sharded model as often as it needs in the block. All ranks must enter the block together.
+
+    A forward pass needs the parts of all ranks. So before each pass, a rank waits until all ranks begin one or have
+    left the block; those that have left it compute a pass of one token meanwhile. No gradients can be computed in the
+    block. Without sharding, or with a single rank, this does nothing.
+    """
+    if not is_sharded(model) or topology.world_size() == 1:
+        yield
+        return
+    follower = _Follower(model, heartbeat)
+    # The embedding is the first module that needs other ranks. Passes that compute only logits, of the hidden states of
+    # an earlier pass, do not call it, and do not need other ranks.
+    hook = model.get_input_embeddings().register_forward_pre_hook(follower.announce, prepend=True)
+    try:
+        yield
+    finally:
+        follower.follow()
+        hook.remove()
+
+
+def _free_gathered_weights(model: PeftModel) -> None:
+    """Free the complete weights that FSDP keeps after a forward pass, of the norm and the head.
+
+    All ranks must have gathered the same weights when they begin a pass, and reading a state dict frees those of one
+    rank.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@dataclass
+class _Follower:
+    """Coordinates the forward passes of the ranks."""
+
+    model: PeftModel
+    heartbeat: Heartbeat
+    _is_following: bool = field(default=False, init=False)
+
+    def announce(self, *_: object) -> None:
+        """Wait until all ranks begin a forward pass."""
+        if not self._is_following:
+            self._count_passes(1)
+            _free_gathered_weights(self.model)
+
+    def follow(self) -> None:
+        """Compute a pass of one token whenever another rank begins a pass, until all ranks have left the block."""
+        self._is_following = True
+        was_training = self.model.training
+        self.model.eval()
+        while self._count_passes(0):
+            _free_gathered_weights(self.model)
+            with torch.no_grad():
+                self.model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=self.model.device), use_cache=False)
+        self.model.train(was_training)
+        _free_gathered_weights(self.model)
+
+    def _count_passes(self, own_count: int) -> int:
+        """Return the number of ranks that begin a forward pass."""
+        return collectives.sum_when_ready(own_count, self.heartbeat)
