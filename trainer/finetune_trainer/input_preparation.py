@@ -21,7 +21,7 @@ from finetune_trainer.training.scratch_needs import ModelSizes, list_training_pa
 from finetune_trainer.training.steps import count_optimizer_steps
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune_trainer.data.preparation import PreparedData
 
@@ -94,6 +94,8 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     model_config = stored_quantization.load_checked_config(config, files.model_dir)
     support_matrix.check_support(config, model_config.model_type)
     meta_model = build_meta_model(model_config)  # fails for invalid sizes, before the data is prepared
+    if topology.is_sharded():
+        _check_shardable(meta_model)
     check_planned_quantization(config, model_config, meta_model)
     baseline_adapter.check_baselines(files.baseline_dirs, model_config)
     tokenizer = loading.load_tokenizer(files.model_dir, config.model)
@@ -105,6 +107,12 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
         return CheckedModel(tokenizer, max_positions, sizes)
     log.info("the chat template can write the current date: rows and prompts then have %s", template_date)
     return CheckedModel(tokenizer, max_positions, sizes, template_date)
+
+
+def _check_shardable(meta_model: PreTrainedModel) -> None:
+    from finetune_trainer.modeling.sharding import check_shardable
+
+    check_shardable(meta_model)
 
 
 def list_remaining_parts(resolved: ResolvedInputs, model: CheckedModel, dataset: PreparedData) -> dict[str, int]:

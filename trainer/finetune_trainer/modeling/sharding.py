@@ -17,11 +17,12 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
-from transformers.distributed.fsdp import apply_fully_sharded_data_parallelism
+from transformers.distributed.fsdp import apply_fully_sharded_data_parallelism, expand_fsdp_plan
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs.quantization_methods import find_stored_method
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,17 +32,32 @@ Heartbeat = Callable[[], None]
 """Called while this rank waits for other ranks, which is no stall."""
 
 _MESH_NAME = "fsdp"
+_MAX_UNLAYERED_SHARE = 0.25
+"""Largest share of the weights outside of the layers: each rank gathers them in a forward pass, and keeps them until
+the backward pass."""
 
 
 def check_shardable(model: PreTrainedModel) -> None:
-    """Raise `CONFIG_INVALID` for a class without a plan of which modules are sharded. The model may be on the `meta`
-    device."""
+    """Raise `CONFIG_INVALID` for a model whose weights are stored quantized, and for a class that transformers does not
+    shard, or not in layers. The model may be on the `meta` device."""
+    problem = _find_problem(model)
+    if problem:
+        message = f"compute.sharding full does not support {type(model).__name__}: {problem}"
+        raise TrainerError(Reason.CONFIG_INVALID, f"{message}; set sharding to none, or use another base model")
+
+
+def _find_problem(model: PreTrainedModel) -> str | None:
+    method = find_stored_method(model.config.to_dict())
+    if method is not None:
+        return f"its weights are stored in {method}"
     if not model.fsdp_plan:
-        raise TrainerError(
-            Reason.CONFIG_INVALID,
-            f"compute.sharding full does not support {type(model).__name__}: transformers does not say how to shard "
-            "it; set sharding to none, or use another base model",
-        )
+        return "transformers has no plan of the layers to shard"
+    units = [module for group in expand_fsdp_plan(model, model.fsdp_plan) for _, module in group]
+    layered = {id(weight): weight.numel() for unit in units for weight in unit.parameters()}
+    share = 1 - sum(layered.values()) / model.num_parameters()
+    if share <= _MAX_UNLAYERED_SHARE:
+        return None
+    return f"{share:.0%} of its weights belong to no layer that transformers shards, so each GPU would gather them"
 
 
 def build_loading_arguments() -> dict[str, Any]:
@@ -54,7 +70,6 @@ def build_loading_arguments() -> dict[str, Any]:
 def shard_loaded_model(base: PreTrainedModel) -> None:
     """Finish the sharding of a model that was loaded with `build_loading_arguments`. A single rank, which has loaded it
     completely, then computes in the same way as several ones."""
-    check_shardable(base)
     if topology.world_size() == 1:
         mesh = collectives.init_single_rank_mesh(base.device.type, _MESH_NAME)
         apply_fully_sharded_data_parallelism(base, mesh)
@@ -101,9 +116,7 @@ def keep_in_step(model: PeftModel, heartbeat: Heartbeat) -> Iterator[None]:
         yield
         return
     follower = _Follower(model, heartbeat)
-    # The embedding is the first module that needs other ranks. Passes that compute only logits, of the hidden states of
-    # an earlier pass, do not call it, and do not need other ranks.
-    hook = model.get_input_embeddings().register_forward_pre_hook(follower.announce, prepend=True)
+    hook = model.get_base_model().register_forward_pre_hook(follower.announce, prepend=True)
     try:
         yield
     finally:
@@ -129,12 +142,26 @@ class _Follower:
     model: PeftModel
     heartbeat: Heartbeat
     _is_following: bool = field(default=False, init=False)
+    _decoder_forward: object = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._decoder_forward = self._decoder.forward
+
+    @property
+    def _decoder(self) -> torch.nn.Module:
+        decoder: torch.nn.Module = self.model.get_base_model().base_model
+        return decoder
 
     def announce(self, *_: object) -> None:
-        """Wait until all ranks begin a forward pass."""
-        if not self._is_following:
-            self._count_passes(1)
-            _free_gathered_weights(self.model)
+        """Wait until all ranks begin a forward pass.
+
+        A pass with a replaced decoder computes only logits of earlier hidden states (`modeling.logits`), with weights
+        that are still gathered.
+        """
+        if self._is_following or self._decoder.forward != self._decoder_forward:
+            return
+        self._count_passes(1)
+        _free_gathered_weights(self.model)
 
     def follow(self) -> None:
         """Compute a pass of one token whenever another rank begins a pass, until all ranks have left the block."""
