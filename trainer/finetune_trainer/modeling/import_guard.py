@@ -1,12 +1,14 @@
-"""Hides optional packages that the libraries import if they are installed, although the trainer does not need them."""
+"""Makes imports of large libraries faster: hides optional packages that the trainer does not need, and pauses the
+garbage collector."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_UNUSED_PACKAGES = ("scipy", "sklearn", "torchao", "torchaudio", "torchvision")
+_UNUSED_PACKAGES = ("aiohttp", "scipy", "sklearn", "torchao", "torchaudio", "torchvision")
 """Together with bitsandbytes, they take a quarter of the import time and 100 MiB of memory."""
 _TRACKER_PACKAGES = ("mlflow", "wandb")
 """TRL imports them for its own reporting. The trainer reports in `tracking`."""
@@ -27,3 +29,21 @@ def hide_optional_packages(backend: str, quantization: str) -> Iterator[None]:
     finally:
         for name in names:
             del sys.modules[name]
+
+
+@contextmanager
+def pause_garbage_collector() -> Iterator[None]:
+    """Run no garbage collection within the block, which imports modules: collections take a fifth of that time.
+
+    If the block has imported any, `gc.freeze` exempts all present objects from later collections. Most of them belong
+    to modules, which are never freed, and going through them takes 0.3 s.
+    """
+    was_enabled, module_count = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > module_count:
+            gc.freeze()
+        if was_enabled:
+            gc.enable()
