@@ -1,9 +1,11 @@
-"""Makes imports of large libraries faster: hides optional packages that the trainer does not need, and pauses the
-garbage collector."""
+"""Makes imports of large libraries faster: hides optional packages that the trainer does not need, pauses the garbage
+collector, and lists the installed distributions once."""
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +49,15 @@ def pause_garbage_collector() -> Iterator[None]:
             gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def list_distributions_once() -> Iterator[None]:
+    """Call `importlib.metadata.packages_distributions` only once within the block. transformers and TRL call it when
+    they are imported, and it reads the records of all installed packages, which takes a quarter of a second."""
+    list_distributions = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = functools.cache(list_distributions)
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = list_distributions
