@@ -64,7 +64,10 @@ def _handle_stop_signal(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _run_command(argv: list[str]) -> int:
-    from finetune_trainer.cli.app import build_parser
+    from finetune_trainer.modeling.import_guard import pause_garbage_collector
+
+    with pause_garbage_collector():
+        from finetune_trainer.cli.app import build_parser
 
     args = build_parser().parse_args(argv)
     is_pod_command = args.command in ("run", "task")
@@ -116,7 +119,10 @@ def _run_training(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, recorder: OutcomeRecorder) -> Outcome:
-    from finetune_trainer.cli.run import run_command
+    from finetune_trainer.modeling.import_guard import pause_garbage_collector
+
+    with pause_garbage_collector():
+        from finetune_trainer.cli.run import run_command
 
     return run_command(args, recorder)
 

@@ -16,7 +16,7 @@ from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.data_sources import check_files_unchanged
-from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
+from finetune_trainer.inputs.resolve import DownloadedInputs
 from finetune_trainer.training.scratch_needs import ModelSizes, list_training_parts, measure_sizes
 from finetune_trainer.training.steps import count_optimizer_steps
 
@@ -115,11 +115,13 @@ def _check_shardable(meta_model: PreTrainedModel) -> None:
     check_shardable(meta_model)
 
 
-def list_remaining_parts(resolved: ResolvedInputs, model: CheckedModel, dataset: PreparedData) -> dict[str, int]:
-    """Return what a run writes to its scratch volume after the data is prepared, in bytes by part."""
+def list_remaining_parts(
+    config: TrainerConfig, model: CheckedModel, dataset: PreparedData, weights_bytes: int
+) -> dict[str, int]:
+    """Return what a run writes to its scratch volume after the data is prepared, in bytes by part. `weights_bytes` is
+    what is missing of the base model then."""
     from finetune_trainer.modeling.precision import get_dtype, resolve_precision
 
-    config, weights_bytes = resolved.config, resolved.model.size - resolved.model.settings_size
     steps = count_optimizer_steps(config.training, len(dataset.dataset), topology.world_size())
     bytes_per_parameter = get_dtype(resolve_precision(config)).itemsize
     return {"weights": weights_bytes, **list_training_parts(config, model.sizes, steps, bytes_per_parameter)}

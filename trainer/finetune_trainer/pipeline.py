@@ -28,6 +28,7 @@ from finetune_trainer.evaluation.decisions import explain_few_rows
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.model_cache.cached_source import skip_unused_cache
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
+from finetune_trainer.inputs.weights_download import start_weights_download
 from finetune_trainer.publishing import merge_stage
 from finetune_trainer.publishing.adapter_manifest import build_manifest
 from finetune_trainer.publishing.publish import OutputPrefix
@@ -153,8 +154,8 @@ def choose_template_date(output: OutputPrefix) -> date:
 def prepare_inputs(
     download: Future[DownloadedInputs], resolved: ResolvedInputs, template_date: date, context: RunContext
 ) -> PreparedInputs:
-    """Wait for the download, check the model's files, prepare the dataset and download the weights. One rank of each
-    node does this. An error in the data ends the run before the weights are downloaded."""
+    """Wait for the download, check the model's files, and prepare the dataset while the weights are downloaded. One
+    rank of each node does this. An error in the data stops the download of the weights."""
     from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
@@ -162,11 +163,14 @@ def prepare_inputs(
     resolved = skip_unused_cache(resolved, files.model)
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files, template_date)
-    dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
-    context.recorder.record_rejected_rows(dataset.rejected_examples)
-    check_disk_space(context.work_dir, input_preparation.list_remaining_parts(resolved, model, dataset))
-    context.enter_stage(Stage.DOWNLOADING)
-    files = resolve.fetch_weights(resolved, files)
+    recorder, work_dir = context.recorder, context.work_dir
+    with start_weights_download(resolved, files) as weights:
+        dataset = input_preparation.prepare_data(config, files, model, work_dir, recorder.record_dataset)
+        recorder.record_rejected_rows(dataset.rejected_examples)
+        remaining = input_preparation.list_remaining_parts(config, model, dataset, weights.missing_bytes)
+        check_disk_space(work_dir, remaining)
+        context.enter_stage(Stage.DOWNLOADING)
+        files = weights.wait()
     return PreparedInputs(files, dataset, limit_max_length(config, model.max_positions))
 
 

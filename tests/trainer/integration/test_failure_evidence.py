@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,12 @@ from tests.support.trainer.trainer_process import TrainerRun, make_rows, make_ru
 from finetune_trainer.contract import Reason
 
 if TYPE_CHECKING:
+    from tests.support.trainer.faulty_proxy import FaultyProxy
     from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
 
+STALL_SECONDS = 60
+"""Time for which the proxy holds a stalled request."""
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 
 TOKEN = "hf_" + "a" * 34
@@ -50,15 +55,21 @@ def read_evidence(job: TrainerRun) -> tuple[dict[str, Any], str]:
 
 
 def test_failed_data_leaves_rejected_rows_until_run_completes(
-    s3: S3Server, make_job: Callable[[str], TrainerRun], forks: ForkServer
+    s3: S3Server, make_job: Callable[[str], TrainerRun], forks: ForkServer, proxy: FaultyProxy
 ) -> None:
     job, uri = make_job("data"), "s3://data/evidence.jsonl"
     job.changes = {"dataset": {"sources": [{"uri": uri}]}, "model": {"maxLength": 256}}
     rows = make_rows(6)
     repeated = json.dumps({"prompt": f"Use {TOKEN} or mail to a.b@example.com", "completion": "Yes."}).encode() + b"\n"
     s3.put(uri, rows + repeated * 2 + b'{"prompt": "no end\n')
+    proxy.stalled_key = "model.safetensors"
+    job.environment |= {name: os.environ[name] for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY")}
+    started = time.monotonic()
     assert forks.run(job, maxSteps=1) is Reason.DATA_INVALID, job.log
+    assert time.monotonic() - started < STALL_SECONDS, "the run has waited for the weights"
+    proxy.stalled_key = "\0"
     findings, log = read_evidence(job)
+    assert " of weights" not in log.partition("stage: Preparing")[2]
     assert findings["message"] == job.outcome.message
     assert (findings["reason"], findings["stage"]) == ("DataInvalid", "Preparing")
     assert findings["rejected"] == {"duplicate": 1, "invalid": 1}

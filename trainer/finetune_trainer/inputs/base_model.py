@@ -1,7 +1,7 @@
 """Sources of base models: S3, the Hugging Face hub and volumes.
 
 Each is resolved first. Its settings are downloaded next, which is enough to check the model and to prepare the data.
-Its weights are downloaded last.
+Its weights are downloaded meanwhile.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The inputs of a run: resolved at its start, then downloaded in the background: first the data, the adapters and the
-settings of the base model, with which everything is checked, and then the weights."""
+settings of the base model, with which everything is checked, and then the weights (see `weights_download`)."""
 
 from __future__ import annotations
 
@@ -265,13 +265,21 @@ def _collect_downloads(
     return downloaded
 
 
-def fetch_weights(resolved: ResolvedInputs, downloaded: DownloadedInputs) -> DownloadedInputs:
-    """Complete the base model with its weights, which are downloaded in this thread."""
+def fetch_weights(
+    resolved: ResolvedInputs, downloaded: DownloadedInputs, on_bytes: Callable[[int], None] = lambda _: None
+) -> DownloadedInputs:
+    """Complete the base model with its weights. Calls `on_bytes` with the number of bytes of each chunk that arrives;
+    an error that it raises ends the download."""
     size = resolved.model.size - resolved.model.settings_size
     if size:  # otherwise the folder may be on a volume that is not written to
         check_disk_space(downloaded.model_dir, {"weights": size})
     counter = _DownloadProgress(size)
-    model = resolved.model.fetch_weights(downloaded.model, counter.add_bytes)
+
+    def count_bytes(byte_count: int) -> None:
+        counter.add_bytes(byte_count)
+        on_bytes(byte_count)
+
+    model = resolved.model.fetch_weights(downloaded.model, count_bytes)
     if size:
         log.info("inputs: downloaded %s of weights", counter.format_summary())
     log.info("inputs: the base model is complete; revision %s", model.revision)

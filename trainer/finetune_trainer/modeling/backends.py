@@ -15,7 +15,11 @@ from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import model_files
 from finetune_trainer.modeling import support_matrix
-from finetune_trainer.modeling.import_guard import hide_optional_packages
+from finetune_trainer.modeling.import_guard import (
+    hide_optional_packages,
+    list_distributions_once,
+    pause_garbage_collector,
+)
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +133,7 @@ def _find_model_obstacle(settings: Mapping[str, Any]) -> str | None:
 def import_backend(backend: str, quantization: str = "none") -> None:
     """Import the libraries in the required order. This takes seconds, so call it while data is being downloaded."""
     _set_library_environment()
-    with hide_optional_packages(backend, quantization):
+    with pause_garbage_collector(), list_distributions_once(), hide_optional_packages(backend, quantization):
         _import_libraries(backend)
 
 
