@@ -98,3 +98,4 @@ test-gpu: setup ## tests that need a GPU, by hand on a machine that has one; 6 m
 test-matrix: setup ## measure which model families work, and write the support matrix; 15 minutes
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write --unsloth
+	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write --sharding

@@ -1,4 +1,4 @@
-"""Measures the support matrix: `python -m tests.matrix.measure [--families a,b] [--unsloth] [--write]`."""
+"""Measures the support matrix: `python -m tests.matrix.measure [--families a,b] [--unsloth | --sharding] [--write]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from finetune_trainer.modeling.support_matrix import COLUMNS, MATRIX_PATH, NOT_M
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_PATH = ROOT / "docs" / "reference" / "support-matrix.md"
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth")
+Cells = dict[str, str]
+"""The cells of a family by column."""
 _UNSLOTH_COLUMN = "unsloth"
-_OTHER_COLUMNS = [column for column in COLUMNS if column != _UNSLOTH_COLUMN]
+_SHARDING_COLUMN = "shards"
+_OTHER_COLUMNS = [column for column in COLUMNS if column not in (_UNSLOTH_COLUMN, _SHARDING_COLUMN)]
 
 
 def main() -> int:
@@ -35,7 +38,7 @@ def main() -> int:
     families = arguments.families.split(",") if arguments.families else list(MODEL_TYPES)
     measured = {family: dict(cells) for family, cells in (load_families() if MATRIX_PATH.is_file() else {}).items()}
     defect_count = 0
-    for family, cells in _iterate_unsloth_cells(families) if arguments.unsloth else _iterate_cells(families):
+    for family, cells in _choose_measurement(arguments)(families):
         print(json.dumps({family: cells}), flush=True)
         defect_count += sum(cell.startswith("error") for cell in cells.values())
         measured[family] = {**measured.get(family, {}), **cells}
@@ -49,8 +52,15 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", default="", help="comma-separated model types; all by default")
     parser.add_argument("--unsloth", action="store_true", help="measure the column unsloth instead of all others")
+    parser.add_argument("--sharding", action="store_true", help="measure the column shards instead of all others")
     parser.add_argument("--write", action="store_true", help="write the matrix and its page")
     return parser.parse_args()
+
+
+def _choose_measurement(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Iterator[tuple[str, Cells]]]:
+    if arguments.sharding:
+        return _iterate_sharding_cells
+    return _iterate_unsloth_cells if arguments.unsloth else _iterate_cells
 
 
 def _iterate_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -76,6 +86,15 @@ def _iterate_unsloth_cells(families: Sequence[str]) -> Iterator[tuple[str, dict[
     stored = load_families()
     for family, cell in measure_unsloth([family for family in families if stored[family]["sft"] == YES]):
         yield family, {_UNSLOTH_COLUMN: cell}
+
+
+def _iterate_sharding_cells(families: Sequence[str]) -> Iterator[tuple[str, Cells]]:
+    """Yield the cell of sharding for families that train."""
+    from tests.matrix.sharding_measurement import measure_sharding
+
+    stored = load_families()
+    for family, cell in measure_sharding([family for family in families if stored[family]["sft"] == YES]):
+        yield family, {_SHARDING_COLUMN: cell}
 
 
 def build_matrix(measured: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

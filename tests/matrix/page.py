@@ -19,6 +19,7 @@ _TITLES = {
     "merges": "merges",
     "exports": "exports",
     "unsloth": "Unsloth",
+    "shards": "shards",
 }
 _HEAD = """# Support matrix
 
@@ -45,15 +46,16 @@ whether it fits into memory.
 | merges | The merged model loads from its files, with the logits of the trained model. |
 | exports | Plain PEFT loads the adapter on the class that `config.json` names, with the logits of the trained model. |
 | Unsloth | Unsloth loads the model, with the losses of transformers. |
+| shards | Two ranks with `compute.sharding: full` compute the loss, the gradients and the answer of one process. |
 
 `yes`, `no` and `partly` are measured; a number refers to the reason below. `-` is not measured. A run of a family with
 `no` in loads, evaluates, exports or, with method sft, in sft is refused before it loads the model, and so is a run that
-asks for an option with `no` (packing, nf4, int8, a merged model, dpo, or backend `unsloth`). A family with several
-variants (`family:variant`), which differ in their `config.json`, is refused only if all of them have a `no`. `partly`
-means that only some weights of the small model are quantized: the trainer counts those of the base model of the run
-before it loads it, and compares them with `minQuantizedFraction`. With
-`training.backend: auto`, a family without Unsloth support is trained with transformers. A family that is not in the
-table is trained if the preflight checks pass.
+asks for an option with `no` (packing, nf4, int8, a merged model, dpo, sharding, or backend `unsloth`). A family with
+several variants (`family:variant`), which differ in their `config.json`, is refused only if all of them have a `no`.
+`partly` means that only some weights of the small model are quantized: the trainer counts those of the base model of
+the run before it loads it, and compares them with `minQuantizedFraction`. With `training.backend: auto`, a family
+without Unsloth support is trained with transformers. A family that is not in the table is trained if the preflight
+checks pass.
 
 """
 

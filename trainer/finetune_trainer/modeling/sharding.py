@@ -38,26 +38,30 @@ the backward pass."""
 
 
 def check_shardable(model: PreTrainedModel) -> None:
-    """Raise `CONFIG_INVALID` for a model whose weights are stored quantized, and for a class that transformers does not
-    shard, or not in layers. The model may be on the `meta` device."""
-    problem = _find_problem(model)
-    if problem:
-        message = f"compute.sharding full does not support {type(model).__name__}: {problem}"
-        raise TrainerError(Reason.CONFIG_INVALID, f"{message}; set sharding to none, or use another base model")
-
-
-def _find_problem(model: PreTrainedModel) -> str | None:
+    """Raise `CONFIG_INVALID` for a model whose weights are stored quantized, for a class that transformers does not
+    shard, and if too many weights belong to no layer. The model may be on the `meta` device."""
     method = find_stored_method(model.config.to_dict())
     if method is not None:
-        return f"its weights are stored in {method}"
-    if not model.fsdp_plan:
-        return "transformers has no plan of the layers to shard"
-    units = [module for group in expand_fsdp_plan(model, model.fsdp_plan) for _, module in group]
+        raise _build_error(model, f"its weights are stored in {method}")
+    share = 1 - sum(check_layers(model).values()) / model.num_parameters()
+    if share > _MAX_UNLAYERED_SHARE:
+        problem = f"{share:.0%} of its weights belong to no layer that transformers shards, so each GPU would hold them"
+        raise _build_error(model, problem)
+
+
+def check_layers(model: PreTrainedModel) -> dict[int, int]:
+    """Return the number of elements of each weight that belongs to a sharded layer, by `id`. Raise `CONFIG_INVALID` if
+    there are none."""
+    units = [module for group in expand_fsdp_plan(model, model.fsdp_plan or {}) for _, module in group]
     layered = {id(weight): weight.numel() for unit in units for weight in unit.parameters()}
-    share = 1 - sum(layered.values()) / model.num_parameters()
-    if share <= _MAX_UNLAYERED_SHARE:
-        return None
-    return f"{share:.0%} of its weights belong to no layer that transformers shards, so each GPU would gather them"
+    if not layered:
+        raise _build_error(model, "transformers does not say which layers to shard")
+    return layered
+
+
+def _build_error(model: PreTrainedModel, problem: str) -> TrainerError:
+    message = f"compute.sharding full does not support {type(model).__name__}: {problem}"
+    return TrainerError(Reason.CONFIG_INVALID, f"{message}; set sharding to none, or use another base model")
 
 
 def build_loading_arguments() -> dict[str, Any]:

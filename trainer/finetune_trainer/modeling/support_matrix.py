@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from finetune_trainer.contract import Reason, TrainerConfig, Training
+from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 
 MATRIX_PATH = Path(__file__).with_suffix(".json")
@@ -21,7 +22,7 @@ PARTIAL_PREFIX = "partial: "
 VARIANT_SEPARATOR = ":"
 """Separates the `model_type` from the name of a variant, such as `granitemoehybrid:attention`. Variants of a family
 differ in their config, for example in their types of layers."""
-COLUMNS = ("loads", "sft", "dpo", "evaluates", "packs", "nf4", "int8", "merges", "exports", "unsloth")
+COLUMNS = ("loads", "sft", "dpo", "evaluates", "packs", "nf4", "int8", "merges", "exports", "unsloth", "shards")
 
 
 @cache
@@ -88,6 +89,7 @@ def _list_requested_options(config: TrainerConfig) -> dict[str, tuple[str, str]]
         "dpo": (training.method == "dpo", "training.method dpo", "use sft, or a base model of another family"),
         quantization: (quantization != "none", f"model.quantization {quantization}", "set it to none"),
         "merges": (config.output.merged, "output.merged", "set it to false"),
+        "shards": (topology.is_sharded(), "compute.sharding full", "set it to none"),
         "unsloth": (training.backend == "unsloth", "training.backend unsloth", "set it to transformers"),
     }
     return {column: (setting, advice) for column, (is_requested, setting, advice) in options.items() if is_requested}
