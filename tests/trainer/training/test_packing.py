@@ -22,12 +22,36 @@ def test_pack_keeps_each_row_once_uncut(lengths: list[int]) -> None:
 @pytest.mark.training
 @pytest.mark.timeout(TRAINING_TIMEOUT)
 class TestPacked:
-    def test_packing_losses_match_unpacked(self, run: RunTraining) -> None:
-        # Eight rows fit into one sequence; all of them are one step either way.
-        packed = run(packing=True, batchSize=2, maxSteps=3)
-        plain = run(batchSize=8, maxSteps=3)
-        assert packed.losses == pytest.approx(plain.losses, abs=1e-4)
-        assert packed.metrics["tokens"] == plain.metrics["tokens"]
+    def test_batching_losses_and_weights_match_padded(self, run: RunTraining) -> None:
+        shape = {"batchSize": 2, "gradientAccumulation": 4, "gradientCheckpointing": False, "maxSteps": 3}  # all rows
+        padded, legacy = run(**shape), run(packing=True, source={"max_length": 24}, **shape)
+        others = {
+            batching: run(batching=batching, source={"max_length": 24}, **shape)
+            for batching in ("padded", "byLength", "paddingFree", "packed")
+        }
+        assert others["padded"].losses == padded.losses
+        assert others["packed"].losses == legacy.losses
+        for name, other in others.items():
+            assert other.losses == pytest.approx(padded.losses, abs=1e-5), name
+            assert max(float((other.weights[key] - padded.weights[key]).abs().max()) for key in padded.weights) < 5e-5
+            for metric in ("tokens", "supervisedTokens"):
+                assert other.metrics[metric] == padded.metrics[metric], name
+
+    def test_padding_free_batch_is_one_sequence_without_padding_rows(self) -> None:
+        from finetune_trainer.training.packing import PaddingFreeCollator
+
+        rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+        padding_row = {"input_ids": [0], "labels": [-100]}
+        batch = {name: tensor.tolist() for name, tensor in PaddingFreeCollator(0)([*rows, padding_row]).items()}
+        assert batch == {
+            "input_ids": [[5, 6, 7, 8, 9]],
+            "labels": [[-100, 6, 7, -100, 9]],
+            "position_ids": [[0, 1, 2, 0, 1]],
+            "token_count": 5,
+            "supervised_count": 4,
+        }
+        only_padding = {name: tensor.tolist() for name, tensor in PaddingFreeCollator(0)([padding_row] * 2).items()}
+        assert (only_padding["input_ids"], only_padding["labels"], only_padding["token_count"]) == ([[0]], [[-100]], 0)
 
     def test_packing_row_logits_match_unpacked(self, run: RunTraining) -> None:
         import torch

@@ -98,6 +98,14 @@ class Sample:
         return type(self.trainer.model.get_base_model()).__name__
 
     @property
+    def shares_sequences(self) -> bool:
+        """Whether a sequence of the training has several rows."""
+        training = self.config.training
+        if training.effective_batching == "paddingFree":
+            return training.batch_size > 1 and len(self.rows) > 1
+        return packing.shares_sequences(self.trainer.train_dataset)
+
+    @property
     def splits_steps(self) -> bool:
         """Whether a step consists of several batches, of this process or of other ranks."""
         return self.trainer.args.gradient_accumulation_steps > 1 or topology.world_size() > 1
@@ -110,7 +118,7 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
     sample = Sample(trainer, config, [], _build_collator(trainer, inputs), heartbeat)
     min_rows = 2 if sample.splits_steps else 1
     max_rows = _MAX_ROWS if method.uses_token_loss else _MAX_PREFERENCE_ROWS
-    rows_per_sequence = _ROWS_PER_SEQUENCE if config.training.packing else 1
+    rows_per_sequence = _ROWS_PER_SEQUENCE if config.training.effective_batching == "packed" else 1
     row_count = min(len(dataset), max(config.training.batch_size * rows_per_sequence, min_rows), max_rows)
     rows = _select_rows(dataset, row_count)
     max_tokens = min(_MAX_TOKENS_PER_ROW, max(map(_count_tokens, rows)) * config.training.batch_size // row_count)
@@ -121,10 +129,12 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
 
 
 def _build_collator(trainer: TokenizedTrainer, inputs: TrainerInputs) -> Collator:
-    if not inputs.config.training.packing:
+    batching = inputs.config.training.effective_batching
+    if batching not in ("packed", "paddingFree"):
         return get_method(inputs.config).build_collator(inputs)
-    rows_per_sequence = _ROWS_PER_SEQUENCE if packing.shares_sequences(trainer.train_dataset) else 1
-    return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence)
+    rows_per_sequence = _MAX_ROWS if batching == "paddingFree" else _ROWS_PER_SEQUENCE
+    shares_sequences = batching == "paddingFree" or packing.shares_sequences(trainer.train_dataset)
+    return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence if shares_sequences else 1)
 
 
 @dataclass(frozen=True)
