@@ -80,8 +80,6 @@ def test_training_seed_determines_adapter(run: RunTraining) -> None:
     ids=["sft", "dpo", "kto", "packed", "byLength"],
 )
 def test_training_resume_matches_uninterrupted(run: RunTraining, backend: str, settings: dict[str, Any]) -> None:
-    if backend == "unsloth" and "packing" in settings:
-        settings = {"rows": CHATS}
     shape = {"backend": backend, "maxSteps": 6, "gradientAccumulation": 2, "validate": True, **settings}
     whole = run(save_at=3, **shape)
     rest = run(resume=str(whole.folder / "trainer" / "checkpoint-3"), **shape)

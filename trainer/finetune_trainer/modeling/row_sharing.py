@@ -17,6 +17,8 @@ class RowSharing:
     """The value of the field, or an empty text if the field has no other value with this effect."""
     alternatives: str
     """The values of the field with which each row is a sequence of its own, as a part of a sentence."""
+    backend: str
+    """The requested backend."""
 
     @property
     def setting(self) -> str:
@@ -26,7 +28,8 @@ class RowSharing:
     @property
     def advice(self) -> str:
         """What to change if a model mixes rows that share a sequence."""
-        return f"set {self.field} to {self.alternatives}"
+        backend_advice = ", or training.backend to transformers" if self.backend == "unsloth" else ""
+        return f"set {self.field} to {self.alternatives}{backend_advice}"
 
 
 def describe_row_sharing(training: Training) -> RowSharing | None:
@@ -34,5 +37,5 @@ def describe_row_sharing(training: Training) -> RowSharing | None:
     if training.effective_batching not in ("packed", "paddingFree"):
         return None
     if training.batching is None:
-        return RowSharing("training.packing", "", "false")
-    return RowSharing("training.batching", training.batching, "padded or byLength")
+        return RowSharing("training.packing", "", "false", training.backend)
+    return RowSharing("training.batching", training.batching, "padded or byLength", training.backend)

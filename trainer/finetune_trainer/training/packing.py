@@ -53,12 +53,16 @@ class PackingCollator:
 
     rows: datasets.Dataset
     pad_token_id: int
+    joins_sequences: bool = False
+    """Whether a batch is one sequence. Unsloth keeps the rows of a batch of several sequences not apart."""
 
     def __call__(self, sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the tensors of `collate_sequences`, and `token_count`, the tokens without padding as a scalar."""
         import torch
 
         rows = [[self.rows[number] for number in sequence[ROWS_COLUMN]] for sequence in sequences]
+        if self.joins_sequences:
+            rows = [[row for sequence_rows in rows for row in sequence_rows]]
         token_count = sum(len(row["input_ids"]) for sequence_rows in rows for row in sequence_rows)
         return {**collate_sequences(rows, self.pad_token_id), "token_count": torch.tensor(token_count)}
 

@@ -129,7 +129,8 @@ def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:
     log.info(
         "packed %d rows into %d sequences (no truncation, no cross-attention between rows)", len(rows), len(sequences)
     )
-    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id)
+    joins_sequences = inputs.loaded.backend == "unsloth"
+    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id, joins_sequences)
 
 
 def _pad_rows(inputs: TrainerInputs, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:

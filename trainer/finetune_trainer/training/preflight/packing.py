@@ -104,8 +104,7 @@ class PackingCheck:
     def _compute_packed_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
         """Return the log-probabilities of each row of each sequence. Batches have at most as many sequences as in
         training."""
-        training = self.sample.config.training
-        batch_size = 1 if training.effective_batching == "paddingFree" else min(training.batch_size, len(sequences))
+        batch_size = min(self.sample.sequences_per_batch, len(sequences))
         batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
         return [sequence_log_probs for batch in batches for sequence_log_probs in self._compute_batch_log_probs(batch)]
 

@@ -100,10 +100,15 @@ class Sample:
     @property
     def shares_sequences(self) -> bool:
         """Whether a sequence of the training has several rows."""
-        training = self.config.training
-        if training.effective_batching == "paddingFree":
-            return training.batch_size > 1 and len(self.rows) > 1
-        return packing.shares_sequences(self.trainer.train_dataset)
+        dataset, sequences = self.trainer.train_dataset, self.sequences_per_batch
+        if packing.ROWS_COLUMN in dataset.column_names and packing.shares_sequences(dataset):
+            return True
+        return sequences == 1 and self.config.training.batch_size > 1 and len(self.rows) > 1
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """The sequences of a batch of the training."""
+        return 1 if _joins_batches(self.trainer) else self.config.training.batch_size
 
     @property
     def splits_steps(self) -> bool:
@@ -129,12 +134,21 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
 
 
 def _build_collator(trainer: TokenizedTrainer, inputs: TrainerInputs) -> Collator:
-    batching = inputs.config.training.effective_batching
-    if batching not in ("packed", "paddingFree"):
+    if inputs.config.training.effective_batching not in ("packed", "paddingFree"):
         return get_method(inputs.config).build_collator(inputs)
-    rows_per_sequence = _MAX_ROWS if batching == "paddingFree" else _ROWS_PER_SEQUENCE
-    shares_sequences = batching == "paddingFree" or packing.shares_sequences(trainer.train_dataset)
-    return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence if shares_sequences else 1)
+    if _joins_batches(trainer):
+        rows_per_sequence = _MAX_ROWS
+    else:
+        rows_per_sequence = _ROWS_PER_SEQUENCE if packing.shares_sequences(trainer.train_dataset) else 1
+    return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence)
+
+
+def _joins_batches(trainer: TokenizedTrainer) -> bool:
+    """Return whether all rows of a batch are one sequence."""
+    collator = trainer.data_collator
+    if isinstance(collator, packing.PackingCollator):
+        return collator.joins_sequences
+    return isinstance(collator, packing.PaddingFreeCollator)
 
 
 @dataclass(frozen=True)
