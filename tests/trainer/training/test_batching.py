@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 
 from finetune_trainer.training.batching import Batching, measure_lengths, measure_padding, order_by_length
 
@@ -128,3 +129,21 @@ def test_measure_lengths_of_preferences_have_the_longest_answer() -> None:
 
 def test_measure_padding_without_rows_is_zero() -> None:
     assert measure_padding([], 4, "padded", 20).share == 0
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+def test_length_sampler_order_depends_on_the_epoch_and_padding_rows_are_last() -> None:
+    from finetune_trainer.training.length_sampler import LengthSampler
+    from finetune_trainer.training.padding_rows import PaddingRowsLastSampler
+
+    lengths = make_lognormal_lengths(102)
+    sampler = PaddingRowsLastSampler(LengthSampler(lengths, 4, 8, seed=3), 2)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert len(sampler) == 104
+    assert orders[0][:102] == order_by_length(lengths, 4, 8, 3, 0)
+    assert orders[0] == orders[2] != orders[1]
+    assert all(order[102:] == [102, 103] for order in orders)

@@ -53,6 +53,17 @@ class TestPacked:
         only_padding = {name: tensor.tolist() for name, tensor in PaddingFreeCollator(0)([padding_row] * 2).items()}
         assert (only_padding["input_ids"], only_padding["labels"], only_padding["token_count"]) == ([[0]], [[-100]], 0)
 
+    def test_packing_joined_sequences_are_one_without_padding(self) -> None:
+        from finetune_trainer.training.packing import PackingCollator, pack_dataset
+
+        rows = make_prepared_data("sft").dataset
+        sequences = list(pack_dataset(rows, 24))
+        batch = PackingCollator(rows, 0, joins_sequences=True)(sequences)
+        tokens = [token for sequence in sequences for number in sequence["rows"] for token in rows[number]["input_ids"]]
+        assert batch["input_ids"].tolist() == [tokens]
+        assert int((batch["position_ids"] == 0).sum()) == len(rows)
+        assert int(batch["token_count"]) == len(tokens)
+
     def test_packing_row_logits_match_unpacked(self, run: RunTraining) -> None:
         import torch
 

@@ -50,10 +50,12 @@ def measure_lengths(rows: datasets.Dataset) -> Lengths:
     batches = rows.select_columns(names).with_format("arrow").iter(10_000)
     parts = [np.stack([pc.list_value_length(batch[name]).to_numpy() for name in names]) for batch in batches]
     by_column: Lengths = np.concatenate([np.empty((len(names), 0), np.int64), *parts], axis=1).astype(np.int64)
-    if "prompt_ids" not in names:
-        return by_column[names.index("input_ids")]
-    prompts = by_column[names.index("prompt_ids")]
-    return prompts + np.delete(by_column, names.index("prompt_ids"), axis=0).max(axis=0)
+    if "prompt_ids" in names:
+        prompt = names.index("prompt_ids")
+        lengths: Lengths = by_column[prompt] + np.delete(by_column, prompt, axis=0).max(axis=0)
+    else:
+        lengths = by_column[names.index("input_ids")]
+    return lengths
 
 
 def order_by_length(
