@@ -147,3 +147,28 @@ def test_length_sampler_order_depends_on_the_epoch_and_padding_rows_are_last() -
     assert orders[0][:102] == order_by_length(lengths, 4, 8, 3, 0)
     assert orders[0] == orders[2] != orders[1]
     assert all(order[102:] == [102, 103] for order in orders)
+
+
+@pytest.mark.training
+@pytest.mark.timeout(TRAINING_TIMEOUT)
+@pytest.mark.parametrize("row_count", [64, 83])
+def test_length_sampler_steps_have_the_same_rows_for_any_number_of_ranks(row_count: int) -> None:
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    from finetune_trainer.training.length_sampler import LengthSampler
+    from finetune_trainer.training.padding_rows import PaddingRowsLastSampler
+
+    lengths, steps_by_world_size = make_lognormal_lengths(row_count), []
+    for world_size, accumulation in ((1, 4), (2, 2), (4, 1)):
+        padding_row_count = -row_count % (2 * world_size)
+        sampler = PaddingRowsLastSampler(LengthSampler(lengths, 2, 8, seed=3), padding_row_count)
+        ranks = [
+            list(BatchSamplerShard(BatchSampler(sampler, 2, False), world_size, rank)) for rank in range(world_size)
+        ]
+        steps = [
+            {row for rank in ranks for batch in rank[start : start + accumulation] for row in batch if row < row_count}
+            for start in range(0, len(ranks[0]), accumulation)
+        ]
+        steps_by_world_size.append(steps)
+    assert steps_by_world_size[0] == steps_by_world_size[1] == steps_by_world_size[2]

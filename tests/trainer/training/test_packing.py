@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 from tests.support.trainer.tiny_training import RunTraining, make_prepared_data
 
 from finetune_trainer.training.packing import pack
+
+if TYPE_CHECKING:
+    import torch
+
+BATCHINGS = ("padded", "byLength", "paddingFree", "packed")
 
 
 @pytest.mark.parametrize("lengths", [[3, 5, 8, 2, 2, 7], [8] * 3, [1] * 20, []], ids=["mixed", "full", "ones", "none"])
@@ -22,20 +28,33 @@ def test_pack_keeps_each_row_once_uncut(lengths: list[int]) -> None:
 @pytest.mark.training
 @pytest.mark.timeout(TRAINING_TIMEOUT)
 class TestPacked:
-    def test_batching_losses_and_weights_match_padded(self, run: RunTraining) -> None:
+    def test_batching_losses_and_gradients_match_padded(
+        self, run: RunTraining, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
+
+        train_batch, gradients = TokenizedSFTTrainer.training_step, {}
+
+        def record_first_gradients(trainer: TokenizedSFTTrainer, model: torch.nn.Module, *args: object) -> torch.Tensor:
+            loss: torch.Tensor = train_batch(trainer, model, *args)
+            if trainer.state.global_step == 0:
+                weights = model.named_parameters()
+                gradients[trainer] = {name: weight.grad.clone() for name, weight in weights if weight.requires_grad}
+            return loss
+
+        monkeypatch.setattr(TokenizedSFTTrainer, "training_step", record_first_gradients)
         shape = {"batchSize": 2, "gradientAccumulation": 4, "gradientCheckpointing": False, "maxSteps": 3}  # all rows
-        padded, legacy = run(**shape), run(packing=True, source={"max_length": 24}, **shape)
-        others = {
-            batching: run(batching=batching, source={"max_length": 24}, **shape)
-            for batching in ("padded", "byLength", "paddingFree", "packed")
-        }
-        assert others["padded"].losses == padded.losses
-        assert others["packed"].losses == legacy.losses
-        for name, other in others.items():
-            assert other.losses == pytest.approx(padded.losses, abs=1e-5), name
-            assert max(float((other.weights[key] - padded.weights[key]).abs().max()) for key in padded.weights) < 5e-5
+        settings = [{}, {"packing": True}, *({"batching": batching} for batching in BATCHINGS)]
+        padded, packed, *others = (run(source={"max_length": 24}, **shape, **setting) for setting in settings)
+        assert others[0].losses == padded.losses
+        assert others[-1].losses == packed.losses
+        expected, *rest = gradients.values()
+        assert len(rest) == 1 + len(others)
+        for other, gradient in zip([packed, *others], rest, strict=True):
+            assert other.losses == pytest.approx(padded.losses, abs=1e-5)
+            assert max(float((gradient[name] - expected[name]).abs().max()) for name in expected) < 1e-5
             for metric in ("tokens", "supervisedTokens"):
-                assert other.metrics[metric] == padded.metrics[metric], name
+                assert other.metrics[metric] == padded.metrics[metric]
 
     def test_padding_free_batch_is_one_sequence_without_padding_rows(self) -> None:
         from finetune_trainer.training.packing import PaddingFreeCollator
