@@ -54,7 +54,7 @@ class PackingCollator:
     rows: datasets.Dataset
     pad_token_id: int
     joins_sequences: bool = False
-    """Whether a batch is one sequence. Unsloth keeps the rows of a batch of several sequences not apart."""
+    """Whether a batch is one sequence. Unsloth does not keep rows apart in a batch of several sequences."""
 
     def __call__(self, sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the tensors of `collate_sequences`, and `token_count`, the tokens without padding as a scalar."""
