@@ -40,9 +40,10 @@ BOTH_BACKENDS: dict[str, TrainingRequest] = {
     "all activations kept": TrainingRequest({**BASE_TRAINING, "gradientCheckpointing": False}, {}, REVIEWS),
     "dpo": TrainingRequest({"method": "dpo", **BASE_TRAINING}, {}),
     "kto": TrainingRequest({"method": "kto", **BASE_TRAINING}, {}),
+    "packing": TrainingRequest({**BASE_TRAINING, "maxSteps": 120, "packing": True, "batchSize": 1}, {}, REVIEWS),
+    "paddingFree": TrainingRequest({**BASE_TRAINING, "batching": "paddingFree"}, {}, REVIEWS),
 }
 TRANSFORMERS_ONLY = {
-    "packing": TrainingRequest({**BASE_TRAINING, "maxSteps": 120, "packing": True, "batchSize": 1}, {}, REVIEWS),
     "fp16": TrainingRequest({**BASE_TRAINING, "precision": "fp16"}, {}, REVIEWS),
 }
 VARIANTS: Mapping[str, Mapping[str, TrainingRequest]] = {

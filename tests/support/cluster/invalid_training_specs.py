@@ -90,9 +90,6 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "packed preferences": (
         {"spec.training": {"epochs": 1, "method": "dpo", "packing": True}}, "spec.training", "to method sft only",
     ),
-    "packed by unsloth": (
-        {"spec.training": {"epochs": 1, "backend": "unsloth", "packing": True}}, "spec.training", "needs backend trans",
-    ),
     "loss all for dpo": (
         {"spec.training": {"epochs": 1, "method": "dpo", "loss": "all"}}, "spec.training", "loss all applies to",
     ),

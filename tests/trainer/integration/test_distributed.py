@@ -58,9 +58,18 @@ def workers(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Wo
 
 
 class TestWorkers:
-    @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+    @pytest.mark.parametrize(
+        ("batching", "groups"),
+        [({}, ("two", "four")), ({"packing": True}, ("two", "four")), ({"batching": "byLength"}, ("two",))],
+        ids=["rows", "packed", "byLength"],
+    )
     def test_workers_same_global_batch_match_single_worker(
-        self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, packing: bool
+        self,
+        s3: S3Server,
+        workers: Callable[..., WorkerGroup],
+        tmp_path: Path,
+        batching: dict[str, object],
+        groups: tuple[str, ...],
     ) -> None:
         held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
         s3.put("s3://data/held-out.jsonl", "".join(json.dumps(row) + "\n" for row in held_out).encode())
@@ -69,10 +78,11 @@ class TestWorkers:
             "sources": [{"uri": "s3://data/uneven.jsonl"}],
             "validation": {"sources": [{"uri": "s3://data/held-out.jsonl"}]},
         }
-        plain = {**TRAINING, "packing": packing}
+        plain = {**TRAINING, **batching}
         one = workers("one", 1, dataset=data)
         assert one.run(**plain, gradientAccumulation=4) == [0], one.logs
-        for name, nodes, per_node, accumulation in (("two", 2, 1, 2), ("four", 2, 2, 1)):
+        for name in groups:
+            nodes, per_node, accumulation = {"two": (2, 1, 2), "four": (2, 2, 1)}[name]
             several = workers(name, nodes, per_node, data)
             assert several.run(**plain, gradientAccumulation=accumulation) == [0] * nodes * per_node, several.logs
             assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)

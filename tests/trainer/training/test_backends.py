@@ -14,7 +14,6 @@ from tests.support.trainer import plain_trl_training
 from tests.support.trainer.tiny_model import QUIET_ENV, TRAINING_TIMEOUT, chat, config
 from tests.support.trainer.tiny_training import ROWS_BY_METHOD, RunTraining
 
-from finetune_trainer.config.loader import find_broken_rules
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import backends
@@ -75,8 +74,22 @@ def test_backend_losses_match_plain_script(
         ({"method": "kto"}, {}),
         ({"gradientAccumulation": 2}, {}),
         ({"gradientCheckpointing": True}, {}),
+        ({"batching": "packed", "batchSize": 2}, {"max_length": 24}),
     ],
-    ids=["completions", "all", "prepared", "rslora", "dora", "dropout", "nf4", "dpo", "kto", "parts", "recomputed"],
+    ids=[
+        "completions",
+        "all",
+        "prepared",
+        "rslora",
+        "dora",
+        "dropout",
+        "nf4",
+        "dpo",
+        "kto",
+        "parts",
+        "recomputed",
+        "packed",
+    ],
 )
 def test_backends_learn_the_same(run: RunTraining, settings: dict[str, Any], source: dict[str, Any]) -> None:
     plain, unsloth = (
@@ -100,7 +113,7 @@ def test_backends_learn_the_same(run: RunTraining, settings: dict[str, Any], sou
         ({}, "none", "transformers", "there is no GPU"),
         ({"method": "dpo"}, "none", "transformers", "auto uses it for method dpo"),
         ({"method": "kto"}, "none", "transformers", "auto uses it for method kto"),
-        ({"packing": True}, "none", "transformers", "auto uses it for training.packing"),
+        ({"packing": True}, "none", "transformers", "auto uses it for rows that share sequences"),
         ({}, "int8", "transformers", "auto uses it for int8"),
         ({"backend": "transformers"}, "none", "transformers", "requested"),
         ({"backend": "unsloth", "method": "dpo"}, "none", "unsloth", "requested"),
@@ -145,10 +158,3 @@ def test_check_unsloth_refuses_without_unsloth_what_a_run_refuses(
         check_unsloth(asked, lambda: settings, world_size)
     assert caught.value.reason is Reason.CONFIG_INVALID
     check_unsloth(config({"backend": "unsloth"}), dict, 1)
-
-
-def test_rules_packing_with_unsloth_is_refused() -> None:
-    asked = config({"backend": "unsloth", "packing": True})
-    assert [message for _, message in find_broken_rules(asked)] == [
-        "packing needs backend transformers or auto; backend unsloth does not support it"
-    ]

@@ -65,6 +65,14 @@ def test_packing_preflight_attention_chunks_across_rows_are_refused(run: RunTrai
         run(base, packing=True, rows=rows, source={"max_length": 512}, **SHORT)
 
 
+def test_packing_preflight_padding_free_mixing_model_is_refused(run: RunTraining, tmp_path: Path) -> None:
+    base = build_family(tmp_path / "opt", "opt")
+    expected = "training.batching paddingFree: .* packed rows.*; set training.batching to padded or byLength"
+    with pytest.raises(TrainerError, match=expected):
+        run(base, batching="paddingFree", **SHORT | {"batchSize": 2})
+    assert len(run(base, batching="paddingFree", **SHORT).losses) == 2  # one row is a sequence of its own
+
+
 def test_packing_preflight_without_packing_is_skipped(run: RunTraining, tmp_path: Path) -> None:
     assert len(run(build_family(tmp_path / "gpt_oss", "gpt_oss"), **SHORT).losses) == 2
 

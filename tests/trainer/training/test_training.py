@@ -70,12 +70,16 @@ def test_training_seed_determines_adapter(run: RunTraining) -> None:
 @pytest.mark.parametrize("backend", ["transformers", "unsloth"])
 @pytest.mark.parametrize(
     "settings",
-    [{"lora": {"dropout": 0.1}}, {"method": "dpo"}, {"method": "kto"}, {"rows": CHATS, "packing": True}],
-    ids=["sft", "dpo", "kto", "packed"],
+    [
+        {"lora": {"dropout": 0.1}},
+        {"method": "dpo"},
+        {"method": "kto"},
+        {"rows": CHATS, "packing": True},
+        {"rows": MORE_CHATS, "batching": "byLength"},  # the checkpoint is in the middle of an epoch
+    ],
+    ids=["sft", "dpo", "kto", "packed", "byLength"],
 )
 def test_training_resume_matches_uninterrupted(run: RunTraining, backend: str, settings: dict[str, Any]) -> None:
-    if backend == "unsloth" and "packing" in settings:
-        settings = {"rows": CHATS}
     shape = {"backend": backend, "maxSteps": 6, "gradientAccumulation": 2, "validate": True, **settings}
     whole = run(save_at=3, **shape)
     rest = run(resume=str(whole.folder / "trainer" / "checkpoint-3"), **shape)

@@ -138,10 +138,6 @@ class Training(Model):
                 "self.kernels == 'standard' || self.backend != 'unsloth'",
                 "kernels liger needs backend transformers or auto; backend unsloth has kernels of its own",
             ),
-            (
-                "!self.packing || self.backend != 'unsloth'",
-                "packing needs backend transformers or auto; backend unsloth does not support it",
-            ),
             ("self.loss == 'completion' || self.method == 'sft'", "loss all applies to method sft only"),
             (
                 "self.method != 'kto' || self.batchSize > 1",
@@ -156,11 +152,11 @@ class Training(Model):
     desirable or undesirable. Defaults to sft."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     """backend is the training library. `transformers`: transformers with PEFT. `unsloth`: Unsloth's optimized kernels,
-    in a single process, without packing, `lora.targetParameters` and `lora.trainableTokens`, and int8 only on a GPU;
-    not for multimodal models, weights that are stored in fp8 or mxfp4, and families without Unsloth in the support
-    matrix. `auto`: Unsloth if all of this allows it, the method is `sft`, the quantization is not int8, Unsloth is
-    installed and there is a GPU; otherwise transformers. Both train the same tokens with the trainers of TRL. Defaults
-    to auto."""
+    in a single process, without `lora.targetParameters` and `lora.trainableTokens`, and int8 only on a GPU; not for
+    multimodal models, weights that are stored in fp8 or mxfp4, and families without Unsloth in the support matrix.
+    `auto`: Unsloth if all of this allows it, the method is `sft`, rows are neither packed nor joined by `paddingFree`,
+    the quantization is not int8, Unsloth is installed and there is a GPU; otherwise transformers. Both train the same
+    tokens with the trainers of TRL. Defaults to auto."""
     epochs: Epochs | None = None
     """epochs is the number of passes over the training data. Exactly one of `epochs` and `maxSteps` must be set."""
     max_steps: MaxSteps | None = None

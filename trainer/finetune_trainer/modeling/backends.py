@@ -100,7 +100,7 @@ def _find_reason_for_transformers(config: TrainerConfig, world_size: int) -> str
     import torch
 
     training = config.training
-    # The first reason that applies is logged. Only the attention of transformers is known to separate packed rows.
+    # The first reason that applies is logged. Rows that share sequences were not trained with Unsloth on a GPU yet.
     reasons = (
         (world_size > 1, f"there are {world_size} ranks"),
         (topology.is_sharded(), "auto uses it for compute.sharding full"),

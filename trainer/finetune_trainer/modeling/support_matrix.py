@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from finetune_trainer.contract import Reason, TrainerConfig, Training
+from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.row_sharing import describe_row_sharing
 
 MATRIX_PATH = Path(__file__).with_suffix(".json")
 YES, NOT_MEASURED = "yes", "not measured"
@@ -23,6 +24,9 @@ VARIANT_SEPARATOR = ":"
 """Separates the `model_type` from the name of a variant, such as `granitemoehybrid:attention`. Variants of a family
 differ in their config, for example in their types of layers."""
 COLUMNS = ("loads", "sft", "dpo", "evaluates", "packs", "nf4", "int8", "merges", "exports", "unsloth", "shards")
+
+_MEASURED_SETTINGS = {"packs": "training.packing"}
+"""Columns that several settings ask for, with the setting that begins the reasons in their cells."""
 
 
 @cache
@@ -46,7 +50,7 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
             raise TrainerError(Reason.MODEL_UNSUPPORTED, message)
     for column, (setting, advice) in _list_requested_options(config).items():
         if problem := find_problem(model_type, column):
-            problem = problem.removeprefix(f"{setting}: ")
+            problem = problem.removeprefix(f"{_MEASURED_SETTINGS.get(column, setting)}: ")
             message = f"the model family {model_type} does not support {setting}{_attribute(problem)}; {advice}"
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
@@ -73,23 +77,16 @@ def _list_needed_steps(config: TrainerConfig) -> list[str]:
     return ["loads", *(["sft"] if config.training.method == "sft" else []), "evaluates", "exports"]
 
 
-def _describe_batching(training: Training) -> tuple[bool, str, str]:
-    """Return whether rows share sequences, with the setting and what to change."""
-    if training.batching is None:
-        return training.packing, "training.packing", "set it to false"
-    shares_sequences = training.batching in ("packed", "paddingFree")
-    return shares_sequences, f"training.batching {training.batching}", "set it to padded or byLength"
-
-
 def _list_requested_options(config: TrainerConfig) -> dict[str, tuple[str, str]]:
     """Return the columns of the options that the config asks for, with the setting and what to change."""
-    training, quantization = config.training, config.model.quantization
+    training, quantization, sharing = config.training, config.model.quantization, describe_row_sharing(config.training)
+    packs = {"packs": (sharing.setting, f"set it to {sharing.alternatives}")} if sharing else {}
     options = {
-        "packs": _describe_batching(training),
         "dpo": (training.method == "dpo", "training.method dpo", "use sft, or a base model of another family"),
         quantization: (quantization != "none", f"model.quantization {quantization}", "set it to none"),
         "merges": (config.output.merged, "output.merged", "set it to false"),
         "shards": (topology.is_sharded(), "compute.sharding full", "set it to none"),
         "unsloth": (training.backend == "unsloth", "training.backend unsloth", "set it to transformers"),
     }
-    return {column: (setting, advice) for column, (is_requested, setting, advice) in options.items() if is_requested}
+    requested = {column: (setting, advice) for column, (is_set, setting, advice) in options.items() if is_set}
+    return packs | requested

@@ -53,14 +53,39 @@ class PackingCollator:
 
     rows: datasets.Dataset
     pad_token_id: int
+    joins_sequences: bool = False
+    """Whether a batch is one sequence. Unsloth does not keep rows apart in a batch of several sequences."""
 
     def __call__(self, sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the tensors of `collate_sequences`, and `token_count`, the tokens without padding as a scalar."""
         import torch
 
         rows = [[self.rows[number] for number in sequence[ROWS_COLUMN]] for sequence in sequences]
+        if self.joins_sequences:
+            rows = [[row for sequence_rows in rows for row in sequence_rows]]
         token_count = sum(len(row["input_ids"]) for sequence_rows in rows for row in sequence_rows)
         return {**collate_sequences(rows, self.pad_token_id), "token_count": torch.tensor(token_count)}
+
+
+@dataclass(frozen=True)
+class PaddingFreeCollator:
+    """Makes one sequence of the rows of a batch."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the tensors of `collate_sequences`, with one sequence, and as scalars `token_count` and
+        `supervised_count`, the supervised tokens as they are counted without packing: with the first one of a row."""
+        import torch
+
+        supervised_counts = [sum(label != IGNORE_INDEX for label in row["labels"]) for row in rows]
+        # A padding row, which completes the last batch of several ranks, needs no place in a sequence.
+        own_rows = [row for row, count in zip(rows, supervised_counts, strict=True) if count]
+        return {
+            **collate_sequences([own_rows], self.pad_token_id),
+            "token_count": torch.tensor(sum(len(row["input_ids"]) for row in own_rows)),
+            "supervised_count": torch.tensor(sum(supervised_counts)),
+        }
 
 
 def collate_sequences(sequences: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int) -> dict[str, torch.Tensor]:

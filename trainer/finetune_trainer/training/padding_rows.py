@@ -14,6 +14,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
+from finetune_trainer.training.length_sampler import LengthSampler
 from finetune_trainer.training.packing import ROWS_COLUMN
 
 
@@ -31,18 +32,18 @@ def pad_dataset(rows: datasets.Dataset, batch_size: int, pad_token_id: int) -> t
 
 
 class PaddingRowsLastSampler(torch.utils.data.Sampler[int]):
-    """Yields the rows in the random order of a single process, then the padding rows."""
+    """Yields the rows in the order of a single process, then the padding rows."""
 
-    def __init__(self, size: int, padding_count: int, seed: int) -> None:
-        self._size = size
-        self._row_sampler = SeedableRandomSampler(range(size - padding_count), data_seed=seed)
+    def __init__(self, row_sampler: SeedableRandomSampler | LengthSampler, padding_count: int) -> None:
+        self._row_sampler = row_sampler
+        self._padding_count = padding_count
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._row_sampler) + self._padding_count
 
     def __iter__(self) -> Iterator[int]:
         yield from self._row_sampler
-        yield from range(len(self._row_sampler), self._size)
+        yield from range(len(self._row_sampler), len(self))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines the order. accelerate calls it."""

@@ -43,14 +43,15 @@ class TokenCounter:
         self.stop_evaluation: StepEvaluation | None = None
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Count a batch, whose tensors have the shape (sequences, tokens). Removes `token_count` of a packed batch,
-        because the model does not accept it."""
+        """Count a batch, whose tensors have the shape (sequences, tokens). Removes `token_count` and `supervised_count`
+        of a batch of shared sequences, because the model does not accept them."""
         is_supervised = inputs["labels"] != IGNORE_INDEX if "labels" in inputs else inputs["completion_mask"]
         if "token_count" in inputs:
             tokens = inputs.pop("token_count")
         else:  # a row without supervised tokens is padding
             tokens = (inputs["attention_mask"] * is_supervised.any(-1, keepdim=True)).sum()
-        self._sums += torch.stack([tokens.to(self._sums.device), is_supervised.sum().to(self._sums.device)])
+        supervised_tokens = inputs.pop("supervised_count", is_supervised.sum())
+        self._sums += torch.stack([tokens.to(self._sums.device), supervised_tokens.to(self._sums.device)])
 
     @property
     def tokens(self) -> int:
@@ -102,6 +103,8 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
 
     _tr_loss: torch.Tensor
     """The loss of the steps that were not logged yet, an attribute of transformers' Trainer."""
+    row_sampler: torch.utils.data.Sampler[int] | None = None
+    """Yields the row numbers of each epoch. None: those of TRL's trainer."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -113,6 +116,10 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenize, truncate and drop rows
+
+    def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler[int]:
+        sampler: torch.utils.data.Sampler[int] = self.row_sampler or super()._get_train_sampler(*args)
+        return sampler
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: checkpoints need none, and TRL's imports a tracker."""

@@ -7,14 +7,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import TrainerConfig, Training
 from finetune_trainer.data.loss_masking import IGNORE_INDEX, TokenizedConversation
 from finetune_trainer.data.row_schema import RowSchema, TokenColumns
 from finetune_trainer.data.row_types import Row
+from finetune_trainer.distributed import topology
+from finetune_trainer.training.steps import resolve_accumulation
 
 if TYPE_CHECKING:
+    import datasets
     import torch
 
+    from finetune_trainer.training.length_sampler import LengthSampler
     from finetune_trainer.training.state import TrainerInputs
     from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
@@ -22,6 +26,34 @@ log = logging.getLogger(__name__)
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], "dict[str, torch.Tensor]"]
 """Makes a batch of tokenized rows."""
+
+
+def build_row_sampler(
+    inputs: TrainerInputs, rows: datasets.Dataset, padding_row_count: int = 0
+) -> torch.utils.data.Sampler[int] | None:
+    """Return what yields the row numbers of each epoch, with those of the padding rows last, or None for the random
+    order of transformers."""
+    from accelerate.data_loader import SeedableRandomSampler
+
+    from finetune_trainer.training.padding_rows import PaddingRowsLastSampler
+
+    training = inputs.config.training
+    if training.effective_batching == "byLength":
+        sampler: LengthSampler | SeedableRandomSampler = _build_length_sampler(training, rows)
+    elif padding_row_count:
+        sampler = SeedableRandomSampler(range(len(rows)), data_seed=training.seed)
+    else:
+        return None
+    return PaddingRowsLastSampler(sampler, padding_row_count) if padding_row_count else sampler
+
+
+def _build_length_sampler(training: Training, rows: datasets.Dataset) -> LengthSampler:
+    from finetune_trainer.training.batching import measure_lengths
+    from finetune_trainer.training.length_sampler import LengthSampler
+
+    world_size = topology.world_size()
+    step_rows = training.batch_size * resolve_accumulation(training, world_size) * world_size
+    return LengthSampler(measure_lengths(rows), training.batch_size, step_rows, training.seed)
 
 
 class TrainingMethod(RowSchema):

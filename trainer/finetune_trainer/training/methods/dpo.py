@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.data.preferences import parse_preference
 from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_types import Row
-from finetune_trainer.training.methods.base import Collator, PreferenceMethod
+from finetune_trainer.training.methods.base import Collator, PreferenceMethod, build_row_sampler
 
 if TYPE_CHECKING:
     from finetune_trainer.training.state import TrainerInputs
@@ -52,9 +52,11 @@ class DPO(PreferenceMethod):
         self.disable_dropout(inputs)
         rows = inputs.prepared.dataset
         arguments = build_common_arguments(inputs.config, len(rows), inputs.work_dir)
-        return TokenizedDPOTrainer(
+        trainer = TokenizedDPOTrainer(
             **inputs.trainer_arguments,
             args=DPOConfig(**arguments, beta=inputs.config.training.beta, max_length=None),
             train_dataset=rows,
             data_collator=self.build_collator(inputs),
         )
+        trainer.row_sampler = build_row_sampler(inputs, rows)
+        return trainer

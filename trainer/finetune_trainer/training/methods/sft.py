@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the cross-entropy of the supervised tokens, with optional packing."""
+"""Supervised fine-tuning: the cross-entropy of the supervised tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.language_part import is_head_in_decoder
 from finetune_trainer.training import packing
-from finetune_trainer.training.methods.base import Collator, TrainingMethod
+from finetune_trainer.training.methods.base import Collator, TrainingMethod, build_row_sampler
 
 if TYPE_CHECKING:
     import datasets
@@ -58,18 +58,26 @@ class SFT(TrainingMethod):
     def build_trainer(self, inputs: TrainerInputs) -> TokenizedSFTTrainer:
         from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
 
-        rows, collator = inputs.prepared.dataset, self.build_collator(inputs)
-        if inputs.config.training.packing:
-            rows, collator = _pack_rows(inputs)
-        rows, padding_row_count = _pad_rows(inputs, rows)
+        rows, collator = self._arrange_rows(inputs)
+        padded_rows, padding_row_count = _pad_rows(inputs, rows)
         trainer = TokenizedSFTTrainer(
             **inputs.trainer_arguments,
-            args=_build_config(inputs, len(rows)),
-            train_dataset=rows,
+            args=_build_config(inputs, len(padded_rows)),
+            train_dataset=padded_rows,
             data_collator=collator,
         )
-        trainer.padding_row_count = padding_row_count
+        trainer.row_sampler = build_row_sampler(inputs, rows, padding_row_count)
         return trainer
+
+    def _arrange_rows(self, inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:
+        """Return what batches are made of, rows or packed sequences, and the collator for it."""
+        _log_padding(inputs)
+        batching, rows = inputs.config.training.effective_batching, inputs.prepared.dataset
+        if batching == "packed":
+            return _pack_rows(inputs)
+        if batching == "paddingFree":
+            return rows, packing.PaddingFreeCollator(inputs.loaded.tokenizer.pad_token_id)
+        return rows, self.build_collator(inputs)
 
 
 def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
@@ -82,9 +90,10 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
         # The rows are prepared: TRL would truncate those longer than 1024 tokens and drop some without a message.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        packing=False,  # `training.packing` does it, without truncation
+        packing=False,  # the collator does it, without truncation
         padding_free=False,
-        remove_unused_columns=not inputs.config.training.packing,  # the column with the rows of a sequence is needed
+        # The column with the rows of a packed sequence is needed.
+        remove_unused_columns=inputs.config.training.effective_batching != "packed",
         loss_type=_choose_loss_type(inputs),
     )
 
@@ -98,13 +107,30 @@ def _choose_loss_type(inputs: TrainerInputs) -> str:
     return "nll" if inputs.loaded.backend == "unsloth" or needs_logits else "chunked_nll"
 
 
+def _log_padding(inputs: TrainerInputs) -> None:
+    from finetune_trainer.training.batching import measure_lengths, measure_padding
+
+    training = inputs.config.training
+    padding = measure_padding(
+        measure_lengths(inputs.prepared.dataset),
+        training.batch_size,
+        training.effective_batching,
+        inputs.config.model.max_length,
+        training.seed,
+    )
+    log.info(
+        "batching %s: %.1f %% of the computed tokens are padding", training.effective_batching, 100 * padding.share
+    )
+
+
 def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:
     rows = inputs.prepared.dataset
     sequences = packing.pack_dataset(rows, inputs.config.model.max_length)
     log.info(
         "packed %d rows into %d sequences (no truncation, no cross-attention between rows)", len(rows), len(sequences)
     )
-    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id)
+    joins_sequences = inputs.loaded.backend == "unsloth"
+    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id, joins_sequences)
 
 
 def _pad_rows(inputs: TrainerInputs, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import torch
 from trl import SFTTrainer
 
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
-from finetune_trainer.training.padding_rows import PaddingRowsLastSampler
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 
 class TokenizedSFTTrainer(TokenizedTrainer, SFTTrainer):  # type: ignore[misc]  # TRL is published without types
-    """TRL's trainer, with padding rows, a choice between two implementations of the loss, and a loss of each step that
-    is the mean over all its supervised tokens."""
-
-    padding_row_count = 0
-    """The number of rows at the end of the dataset that only fill the last batches of an epoch."""
+    """TRL's trainer, with a choice between two implementations of the loss, and a loss of each step that is the mean
+    over all its supervised tokens."""
 
     model_accepts_loss_kwargs: bool
     """Whether the tokens of a step are counted and passed to `compute_loss`, an attribute of transformers' Trainer."""
@@ -67,9 +62,3 @@ class TokenizedSFTTrainer(TokenizedTrainer, SFTTrainer):  # type: ignore[misc]  
         else:
             base_model.forward = self._unpatched_forward
         self.args.loss_type = "nll"
-
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler[int]:
-        if not self.padding_row_count:
-            sampler: torch.utils.data.Sampler[int] = super()._get_train_sampler(train_dataset)
-            return sampler
-        return PaddingRowsLastSampler(len(self.train_dataset), self.padding_row_count, self.args.data_seed)

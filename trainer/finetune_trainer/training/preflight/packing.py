@@ -1,8 +1,8 @@
 """Checks before the first step that packed rows do not influence each other.
 
-Packing relies on position IDs that restart with each row, which many architectures ignore: some attention masks do not
-depend on positions, and the state of a recurrent layer passes from row to row. Imports torch, so import this module
-only after the backend.
+Batching `packed` and `paddingFree` rely on position IDs that restart with each row, which many architectures ignore:
+some attention masks do not depend on positions, and the state of a recurrent layer passes from row to row. Imports
+torch, so import this module only after the backend.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.likelihood import LabeledTokens
+from finetune_trainer.modeling.row_sharing import RowSharing
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training import packing
 from finetune_trainer.training.preflight.library_errors import translate_computation_errors
 from finetune_trainer.training.preflight.sample import Sample, select_tolerance
 
-_ADVICE = "set training.packing to false"
 _INFLUENCE_TOLERANCES = {"fp32": 1e-5, "bf16": 5e-4, "fp16": 5e-4, "int8": 0.2}
 """Nats by which the log-probability of a token may change when the rows before it change, on average over a row. It
 does not change at all if the model separates rows. The state of a recurrent layer that fades quickly changes it by as
@@ -48,14 +48,15 @@ class _LogProbPair:
 
 @dataclass(frozen=True)
 class PackingCheck:
-    """Checks the packing of a training, in evaluation mode. All ranks must run it."""
+    """Checks that rows which share sequences in a training do not mix, in evaluation mode. All ranks must run it."""
 
     sample: Sample
+    sharing: RowSharing
 
     def run(self) -> list[PreflightFinding]:
         """Compare packed rows with the same rows alone. Raises `CONFIG_INVALID` if the model mixes them."""
         self._check_accepts_position_ids()
-        if not packing.shares_sequences(self.sample.trainer.train_dataset):
+        if not self.sample.shares_sequences:
             return []
         config, rows = self.sample.config, self.sample.labeled_rows
         influence, difference = self._compare_log_probs([rows, rows[::-1]])
@@ -65,7 +66,8 @@ class PackingCheck:
         if collectives.all_reduce_any(
             any(not effect.mean_change <= limit for effect, limit in zip((influence, difference), limits, strict=True))
         )[0]:
-            raise TrainerError(Reason.CONFIG_INVALID, _build_error_message(influence, difference))
+            message = f"{self.sharing.setting}: {_describe_influence(influence, difference)}; {self.sharing.advice}"
+            raise TrainerError(Reason.CONFIG_INVALID, message)
         message = f"packed rows do not influence each other ({influence.mean_change:.2g} nats per token)"
         return [PreflightFinding(check="packing", status="passed", message=message, value=influence.mean_change)]
 
@@ -75,8 +77,8 @@ class PackingCheck:
         accepts_kwargs = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         if "position_ids" not in parameters and not accepts_kwargs:
             message = (
-                f"training.packing: {type(model).__name__} accepts no position IDs, so it cannot separate packed rows; "
-                f"{_ADVICE}"
+                f"{self.sharing.setting}: {type(model).__name__} accepts no position IDs, so it cannot separate packed "
+                f"rows; {self.sharing.advice}"
             )
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
@@ -100,8 +102,9 @@ class PackingCheck:
         return max(influences, key=by_change), max(differences, key=by_change)
 
     def _compute_packed_log_probs(self, sequences: Sequence[Sequence[LabeledTokens]]) -> list[list[torch.Tensor]]:
-        """Return the log-probabilities of each row of each sequence. Batches are at most as large as in training."""
-        batch_size = min(self.sample.config.training.batch_size, len(sequences))
+        """Return the log-probabilities of each row of each sequence. Batches have at most as many sequences as in
+        training."""
+        batch_size = min(self.sample.sequences_per_batch, len(sequences))
         batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
         return [sequence_log_probs for batch in batches for sequence_log_probs in self._compute_batch_log_probs(batch)]
 
@@ -121,8 +124,8 @@ class PackingCheck:
         self.sample.heartbeat()
         model = self.sample.trainer.model
         device_inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        computation = f"training.packing: the forward pass of {self.sample.model_class} on packed rows"
-        with translate_computation_errors(computation, Reason.CONFIG_INVALID, _ADVICE):
+        computation = f"{self.sharing.setting}: the forward pass of {self.sample.model_class} on packed rows"
+        with translate_computation_errors(computation, Reason.CONFIG_INVALID, self.sharing.advice):
             logits: torch.Tensor = model(**device_inputs, use_cache=False).logits
         return logits
 
@@ -145,10 +148,9 @@ def compute_token_log_probs(logits: torch.Tensor, row: LabeledTokens) -> torch.T
     return -torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="none")
 
 
-def _build_error_message(influence: _LogProbPair, difference: _LogProbPair) -> str:
+def _describe_influence(influence: _LogProbPair, difference: _LogProbPair) -> str:
     packed_loss, single_loss = -float(difference.packed.mean()), -float(difference.reference.mean())
     return (
-        f"training.packing: this model mixes packed rows: the loss of a row is {packed_loss:.6g} packed and "
-        f"{single_loss:.6g} alone, and its tokens change by {influence.mean_change:.3g} nats with the rows before it; "
-        f"{_ADVICE}"
+        f"this model mixes packed rows: the loss of a row is {packed_loss:.6g} packed and {single_loss:.6g} alone, and "
+        f"its tokens change by {influence.mean_change:.3g} nats with the rows before it"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from finetune_trainer.modeling.row_sharing import describe_row_sharing
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods import get_method
 from finetune_trainer.training.preflight.adapter_keys import check_trained_adapter_keys
@@ -68,8 +69,9 @@ def _check_model(sample: Sample) -> Iterator[PreflightFinding]:
     with evaluation_mode(sample.trainer):
         yield check_adapter_reload(sample)
         yield from CausalityCheck(sample).run()
-        if sample.config.training.packing:
-            yield from PackingCheck(sample).run()
+        sharing = describe_row_sharing(sample.config.training)
+        if sharing:
+            yield from PackingCheck(sample, sharing).run()
         uses_token_loss = get_method(sample.config).uses_token_loss
         findings = LossCheck(sample).run() if uses_token_loss else PreferenceLossCheck(sample).run()
         if not findings:

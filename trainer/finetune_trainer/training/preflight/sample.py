@@ -98,6 +98,19 @@ class Sample:
         return type(self.trainer.model.get_base_model()).__name__
 
     @property
+    def shares_sequences(self) -> bool:
+        """Whether a sequence of the training has several rows."""
+        dataset, sequences = self.trainer.train_dataset, self.sequences_per_batch
+        if packing.ROWS_COLUMN in dataset.column_names and packing.shares_sequences(dataset):
+            return True
+        return sequences == 1 and self.config.training.batch_size > 1 and len(self.rows) > 1
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """The sequences of a batch of the training."""
+        return 1 if _joins_batches(self.trainer) else self.config.training.batch_size
+
+    @property
     def splits_steps(self) -> bool:
         """Whether a step consists of several batches, of this process or of other ranks."""
         return self.trainer.args.gradient_accumulation_steps > 1 or topology.world_size() > 1
@@ -110,7 +123,7 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
     sample = Sample(trainer, config, [], _build_collator(trainer, inputs), heartbeat)
     min_rows = 2 if sample.splits_steps else 1
     max_rows = _MAX_ROWS if method.uses_token_loss else _MAX_PREFERENCE_ROWS
-    rows_per_sequence = _ROWS_PER_SEQUENCE if config.training.packing else 1
+    rows_per_sequence = _ROWS_PER_SEQUENCE if config.training.effective_batching == "packed" else 1
     row_count = min(len(dataset), max(config.training.batch_size * rows_per_sequence, min_rows), max_rows)
     rows = _select_rows(dataset, row_count)
     max_tokens = min(_MAX_TOKENS_PER_ROW, max(map(_count_tokens, rows)) * config.training.batch_size // row_count)
@@ -121,10 +134,21 @@ def build_sample(trainer: TokenizedTrainer, inputs: TrainerInputs, heartbeat: Ca
 
 
 def _build_collator(trainer: TokenizedTrainer, inputs: TrainerInputs) -> Collator:
-    if not inputs.config.training.packing:
+    if inputs.config.training.effective_batching not in ("packed", "paddingFree"):
         return get_method(inputs.config).build_collator(inputs)
-    rows_per_sequence = _ROWS_PER_SEQUENCE if packing.shares_sequences(trainer.train_dataset) else 1
+    if _joins_batches(trainer):
+        rows_per_sequence = _MAX_ROWS
+    else:
+        rows_per_sequence = _ROWS_PER_SEQUENCE if packing.shares_sequences(trainer.train_dataset) else 1
     return _PackedRowsCollator(inputs.loaded.tokenizer.pad_token_id, rows_per_sequence)
+
+
+def _joins_batches(trainer: TokenizedTrainer) -> bool:
+    """Return whether all rows of a batch are one sequence."""
+    collator = trainer.data_collator
+    if isinstance(collator, packing.PackingCollator):
+        return collator.joins_sequences
+    return isinstance(collator, packing.PaddingFreeCollator)
 
 
 @dataclass(frozen=True)
