@@ -5,6 +5,7 @@ Nodes exchange only numbers and bytes, never pickles, since the network does not
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Store
 
 T = TypeVar("T")
 Heartbeat = Callable[[], None]
@@ -82,6 +83,31 @@ def init_process_group(heartbeat: Heartbeat) -> None:
     if isinstance(barrier_group, dist.ProcessGroup):  # always true, since all ranks are members
         _barrier_groups.append(barrier_group)
     barrier(heartbeat)
+
+
+def is_initialized() -> bool:
+    """Return whether this rank has joined the process group. Imports nothing."""
+    return bool(_barrier_groups)
+
+
+def count_operations() -> int:
+    """Return the number of collective operations that this rank has started on any device."""
+    import torch
+    import torch.distributed as dist
+
+    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    groups = [group for group in (dist.group.WORLD, *_barrier_groups) if isinstance(group, dist.ProcessGroup)]
+    backends = {group._get_backend(device) for group in groups[:1] for device in devices}
+    backends |= {group._get_backend(devices[0]) for group in groups[1:]}
+    return sum(backend._get_sequence_number_for_group() for backend in backends)
+
+
+def open_store(timeout: timedelta) -> Store:
+    """Return a connection of its own to the store of the rendezvous, for keys that torch does not use."""
+    import torch.distributed as dist
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.PrefixStore("finetune", dist.TCPStore(host, port, is_master=False, timeout=timeout))
 
 
 def barrier(heartbeat: Heartbeat | None = None) -> None:
