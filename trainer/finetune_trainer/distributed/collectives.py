@@ -20,7 +20,8 @@ from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup, Store
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import PrefixStore
 
 T = TypeVar("T")
 Heartbeat = Callable[[], None]
@@ -33,6 +34,8 @@ _BARRIER_TIMEOUT = timedelta(days=30)
 """For ranks that wait while rank 0 evaluates and publishes, and sends them nothing meanwhile."""
 _barrier_groups: list[ProcessGroup] = []
 """The process group of `barrier`, once it is created."""
+_absent_ranks: list[str] = []
+"""The ranks that this rank waits for, with their nodes, once they are known."""
 _RELEASE_TIMEOUT_SECONDS = 30.0
 _PEER_LOST_MESSAGES = (
     "connection closed by peer",
@@ -60,9 +63,13 @@ def translate_peer_errors() -> Iterator[None]:
         ):
             raise
         first_line = str(error).strip().partition("\n")[0]
-        raise TrainerError(
-            Reason.PEER_LOST, f"another rank of this run ended or is unreachable: {first_line}"
-        ) from error
+        peers = _absent_ranks[0] if _absent_ranks else "another rank of this run"
+        raise TrainerError(Reason.PEER_LOST, f"{peers} ended or is unreachable: {first_line}") from error
+
+
+def note_absent_ranks(description: str) -> None:
+    """Name these ranks in the error that follows when they end."""
+    _absent_ranks[:] = [description]
 
 
 def init_process_group(heartbeat: Heartbeat) -> None:
@@ -99,15 +106,18 @@ def count_operations() -> int:
     groups = [group for group in (dist.group.WORLD, *_barrier_groups) if isinstance(group, dist.ProcessGroup)]
     backends = {group._get_backend(device) for group in groups[:1] for device in devices}
     backends |= {group._get_backend(devices[0]) for group in groups[1:]}
-    return sum(backend._get_sequence_number_for_group() for backend in backends)
+    # torch has no public counter, and its stubs lack this one.
+    return sum(backend._get_sequence_number_for_group() for backend in backends)  # type: ignore[attr-defined]
 
 
-def open_store(timeout: timedelta) -> Store:
+def open_store(timeout: timedelta) -> PrefixStore:
     """Return a connection of its own to the store of the rendezvous, for keys that torch does not use."""
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.PrefixStore("finetune", dist.TCPStore(host, port, is_master=False, timeout=timeout))
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]  # torch exports it
+    return PrefixStore("finetune", store)
 
 
 def barrier(heartbeat: Heartbeat | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.distributed import collectives, topology
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import PrefixStore
 
 _MAX_INTERVAL_SECONDS = 5.0
 _STORE_TIMEOUT_SECONDS = 10.0
@@ -44,9 +44,9 @@ class Position:
         beat, operations, host = content.decode(errors="replace").split(" ", 2)
         return cls(int(beat), int(operations), host)
 
-    def to_bytes(self) -> bytes:
+    def to_text(self) -> str:
         """Return the position for the store."""
-        return f"{self.beat} {self.operations} {self.host}".encode()
+        return f"{self.beat} {self.operations} {self.host}"
 
 
 @dataclass
@@ -56,8 +56,13 @@ class RankPositions:
     interval: float
     """Seconds between two publications."""
     _beat: int = 0
-    _store: Store | None = None
+    _store: PrefixStore | None = None
     _store_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def read_seconds(self) -> float:
+        """Seconds after an announcement until every rank that responds has read it."""
+        return max(1.5 * self.interval, 0.5)
 
     @property
     def report_seconds(self) -> float:
@@ -80,7 +85,7 @@ class RankPositions:
                 os.utime(alive_path)
         if store := self._open_store():
             position = Position(self._beat, collectives.count_operations(), socket.gethostname())
-            store.set(str(topology.rank()), position.to_bytes())
+            store.set(str(topology.rank()), position.to_text())
 
     def announce_absent_ranks(self) -> bool:
         """Compare the positions, and announce to all ranks which of them the others wait for.
@@ -124,7 +129,7 @@ class RankPositions:
         ranks = [rank for rank in range(topology.world_size()) if store and store.check([str(rank)])]
         return {rank: Position.parse(store.get(str(rank))) for rank in ranks if store}
 
-    def _open_store(self) -> Store | None:
+    def _open_store(self) -> PrefixStore | None:
         """Return the store of all ranks, or None before this rank has joined them."""
         with self._store_lock:
             if self._store is None and collectives.is_initialized():

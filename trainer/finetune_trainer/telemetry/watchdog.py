@@ -80,11 +80,14 @@ class _StalledRun:
         One attempt of all nodes counts once: as that of a rank that the others wait for, or as that of rank 0.
         """
         if topology.rank() in absent:
+            time.sleep(positions.read_seconds)  # the others know the cause before this rank closes its connections
             self.end(", while other ranks wait for this one")
+        ranks_text = positions.describe_ranks(absent)
+        if absent:
+            collectives.note_absent_ranks(ranks_text)
         time.sleep(positions.report_seconds)  # the ranks that are waited for report first
         if absent:
-            waiting_for = f": this rank waits for {positions.describe_ranks(absent)}"
-            self.end(waiting_for, Reason.PEER_LOST)
+            self.end(f": this rank waits for {ranks_text}", Reason.PEER_LOST)
         reason = Reason.TRAINING_STALLED if topology.is_rank_zero() else Reason.PEER_LOST
         self.end(": all ranks wait in the same collective operation", reason)
 
