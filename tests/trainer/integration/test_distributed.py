@@ -113,7 +113,7 @@ class TestWorkers:
             assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
 
     @pytest.mark.parametrize(
-        ("method", "stages"), [("sft", {4: 2, 2: 4, 1: 6}), ("dpo", {2: 2, 1: 6})], ids=["sft", "dpo"]
+        ("method", "stages"), [("sft", {4: 2, 2: 4, 1: 6}), ("dpo", {2: 4, 1: 6})], ids=["sft", "dpo"]
     )
     def test_workers_global_batch_size_resumes_with_fewer_workers(
         self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, method: str, stages: dict[int, int]
