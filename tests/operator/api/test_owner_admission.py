@@ -47,6 +47,12 @@ ACCEPTED: dict[str, tuple[str, Manifest]] = {
         "spec.champion": {"run": "bot-29412345"}, "spec.alias": {"uri": "s3://adapters/bot.json"},
         "spec.template.metadata": {"labels": {"kueue.x-k8s.io/queue-name": "gpu"}},
     })),
+    "sharded schedule with steps of a fixed size": (SCHEDULE_PLURAL, apply_changes(SCHEDULE, {
+        f"{RUN}.training.globalBatchSize": 32, f"{RUN}.compute": {"gpusPerNode": 8, "sharding": "full"},
+    })),
+    "sweep of batch sizes in steps of a fixed size": (SWEEP_PLURAL, apply_changes(SWEEP, {
+        f"{RUN}.training.globalBatchSize": 8, "spec.parameters": {"batchSize": {"values": [1, 2, 4]}},
+    })),
     "schedule without validation": (
         SCHEDULE_PLURAL, apply_changes(SCHEDULE, {VALIDATION: ABSENT, "spec.promotion": {"mode": "manual"}})),
     "sweep": (SWEEP_PLURAL, SWEEP),
@@ -66,7 +72,15 @@ ACCEPTED: dict[str, tuple[str, Manifest]] = {
     })),
     "fraction in a sweep": (SWEEP_PLURAL, apply_changes(SWEEP, {VALIDATION: {"fraction": 0.1}})),
 }  # fmt: skip
+REJECTED_TEMPLATES: list[tuple[Manifest, str]] = [
+    ({f"{RUN}.training.globalBatchSize": 8, f"{RUN}.compute.gpusPerNode": 3}, "compute.nodes x compute.gpusPerNode"),
+    ({f"{RUN}.training.globalBatchSize": 9}, "globalBatchSize must be a multiple of batchSize"),
+    ({f"{RUN}.training.warmupSteps": 9, f"{RUN}.training.warmupRatio": 0.5}, "warmupSteps replaces warmupRatio"),
+    ({f"{RUN}.compute.sharding": "full", f"{RUN}.model.quantization": "nf4"}, "needs model.quantization none"),
+    ({f"{RUN}.compute.sharding": "full", f"{RUN}.training.lora.variant": "dora"}, "lora.variant lora or rslora"),
+]
 REJECTED_SCHEDULES: list[tuple[Manifest, str]] = [
+    *REJECTED_TEMPLATES,
     ({f"{RUN}.output.uri": "s3://adapters/bot"}, "must contain {name}"),
     ({VALIDATION: {"fraction": 0.1}}, "fraction draws other rows"),
     ({VALIDATION: ABSENT}, "promotion.mode auto needs"),
@@ -94,6 +108,11 @@ REJECTED_SCHEDULES: list[tuple[Manifest, str]] = [
     ({"metadata.name": "a.b"}, "must be a DNS label"),
 ]  # fmt: skip
 REJECTED_SWEEPS: list[tuple[Manifest, str]] = [
+    *REJECTED_TEMPLATES,
+    ({f"{RUN}.training.globalBatchSize": 8, "spec.parameters": {"gradientAccumulation": {"values": [1, 2]}}},
+     "parameters.gradientAccumulation has no effect with template.spec.training.globalBatchSize"),
+    ({f"{RUN}.training.warmupSteps": 8, "spec.parameters": {"warmupRatio": {"values": [0.1, 0.2]}}},
+     "parameters.warmupRatio has no effect with template.spec.training.warmupSteps"),
     ({f"{RUN}.output.uri": "s3://adapters/bot"}, "must contain {name}"),
     ({"spec.parameters": {"learningRate": {"values": [2]}}}, "less than or equal to 1"),
     ({"spec.parameters": {"loraRank": {"values": [1.5]}}}, "must be of type integer"),

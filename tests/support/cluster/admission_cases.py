@@ -104,6 +104,20 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "terminationGracePeriodSeconds": 300,
         },
     },
+    "sharded over nodes, with steps of a fixed size": {
+        "spec.training": {
+            "epochs": 1, "globalBatchSize": 64, "batchSize": 4, "batching": "paddingFree", "kernels": "liger",
+            "warmupSteps": 10, "minLearningRateRatio": 0.1, "scheduler": "warmupStableDecay", "optimizer": "adamw8bit",
+        },
+        "spec.compute": {"nodes": 2, "gpusPerNode": 8, "sharding": "full"}, f"{LORA}.variant": "rslora",
+    },
+    "sharded preferences by length": {
+        **DPO_TRAINING, "spec.compute.sharding": "full", f"{SOURCE}.format": "preference",
+        "spec.training": {"epochs": 1, "method": "dpo", "batching": "byLength", "globalBatchSize": 8},
+    },
+    "step of a fixed size on the CPU": {
+        "spec.training": {"epochs": 1, "globalBatchSize": 6}, "spec.compute": {"nodes": 3, "gpusPerNode": 0},
+    },
     "signed": {"spec.output.signing": {"keySecretRef": {"name": "team-key"}}},
     "MLflow": {
         "spec.tracking": {
@@ -142,6 +156,8 @@ COMPUTE_CHANGES: dict[str, dict[str, Any]] = {
     "more memory": {"compute": {"resources": {"limits": {"memory": "2Gi"}}}},
     "another image": {"compute": {"image": "other"}},
     "a node selector taken away": {"compute": {"nodeSelector": None}},
+    "more nodes and GPUs": {"compute": {"nodes": 2, "gpusPerNode": 4}},
+    "a sharded base model": {"compute": {"sharding": "full"}},
 }
 
 ALLOWED_PATCHES: dict[str, dict[str, Any]] = {

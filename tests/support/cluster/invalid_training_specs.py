@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.cluster.manifests import ABSENT, LORA, PREPARATION, SECRET, SOURCE
+from tests.support.cluster.manifests import ABSENT, DPO_TRAINING, LORA, PREPARATION, SECRET, SOURCE
 
 # name: (changes to the valid manifest, field in the error, text in the error)
 MODEL_URIS = "uri must be hf://ORGANIZATION/NAME, s3://bucket/prefix or pvc://claim/path"
@@ -133,4 +133,73 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "no target modules": ({f"{LORA}.targetModules": []}, f"{LORA}.targetModules", "at least 1 items"),
     "all modules and one": ({f"{LORA}.targetModules": ["all-linear", "q_proj"]}, LORA, "either ['all-linear'] or"),
     "module with a space": ({f"{LORA}.targetModules": ["q proj"]}, f"{LORA}.targetModules[0]", "should match"),
+    # batches of several devices
+    "packing and other batching": (
+        {"spec.training": {"epochs": 1, "packing": True, "batching": "padded"}}, "spec.training", "batching replaces",
+    ),
+    "padding-free preferences": (
+        {**DPO_TRAINING, "spec.training": {"epochs": 1, "method": "dpo", "batching": "paddingFree"}},
+        "spec.training", "batching paddingFree and packed apply to method sft only",
+    ),
+    "by length for kto": (
+        {**DPO_TRAINING, "spec.training": {"epochs": 1, "method": "kto", "batching": "byLength"}},
+        "spec.training", "byLength to sft and dpo",
+    ),
+    "unknown batching": ({"spec.training.batching": "sorted"}, "spec.training.batching", "Unsupported value"),
+    "two sizes of a step": (
+        {"spec.training": {"epochs": 1, "globalBatchSize": 8, "gradientAccumulation": 2}}, "spec.training",
+        "globalBatchSize replaces gradientAccumulation",
+    ),
+    "part of a batch in a step": (
+        {"spec.training": {"epochs": 1, "globalBatchSize": 9}}, "spec.training", "must be a multiple of batchSize",
+    ),
+    "step not divisible by GPUs": (
+        {"spec.training": {"epochs": 1, "globalBatchSize": 8}, "spec.compute": {"nodes": 2, "gpusPerNode": 3}}, "spec",
+        "multiple of training.batchSize x compute.nodes x compute.gpusPerNode",
+    ),
+    "global batch of kto": (
+        {**DPO_TRAINING, "spec.training": {"epochs": 1, "method": "kto", "globalBatchSize": 8}}, "spec.training",
+        "globalBatchSize does not apply to method kto",
+    ),
+    "two warm-ups": (
+        {"spec.training": {"epochs": 1, "warmupSteps": 5, "warmupRatio": 0.1}}, "spec.training",
+        "warmupSteps replaces warmupRatio",
+    ),
+    "negative warm-up": ({"spec.training.warmupSteps": -1}, "spec.training.warmupSteps", "equal to 0"),
+    "floor of a constant rate": (
+        {"spec.training": {"epochs": 1, "scheduler": "constant", "minLearningRateRatio": 0.1}}, "spec.training",
+        "minLearningRateRatio does not apply to scheduler constant",
+    ),
+    "floor at the peak": (
+        {"spec.training.minLearningRateRatio": 1}, "spec.training.minLearningRateRatio", "less than 1",
+    ),
+    "Liger in Unsloth": (
+        {"spec.training": {"epochs": 1, "backend": "unsloth", "kernels": "liger"}}, "spec.training",
+        "kernels liger needs backend transformers or auto",
+    ),
+    "unknown optimizer": ({"spec.training.optimizer": "lion"}, "spec.training.optimizer", "Unsupported value"),
+    # sharded base models
+    "unknown sharding": ({"spec.compute.sharding": "zero3"}, "spec.compute.sharding", "Unsupported value"),
+    "sharded by Unsloth": (
+        {"spec.compute.sharding": "full", "spec.training.backend": "unsloth"}, "spec", "training.backend transformers",
+    ),
+    "sharded kto": (
+        {**DPO_TRAINING, "spec.compute.sharding": "full", "spec.training.method": "kto"}, "spec",
+        "compute.sharding full needs training.method sft or dpo",
+    ),
+    "sharded int8": (
+        {"spec.compute.sharding": "full", "spec.model.quantization": "int8"}, "spec", "needs model.quantization none",
+    ),
+    "sharded nf4": (
+        {"spec.compute.sharding": "full", "spec.model.quantization": "nf4"}, "spec", "needs model.quantization none",
+    ),
+    "sharded dora": ({"spec.compute.sharding": "full", f"{LORA}.variant": "dora"}, "spec", "lora.variant lora or rslo"),
+    "sharded experts": (
+        {"spec.compute.sharding": "full", f"{LORA}.targetParameters": ["mlp.experts.down_proj"]}, "spec",
+        "no lora.targetParameters or lora.trainableTokens",
+    ),
+    "sharded tokens": (
+        {"spec.compute.sharding": "full", f"{LORA}.trainableTokens": ["<|im_end|>"]}, "spec",
+        "no lora.targetParameters or lora.trainableTokens",
+    ),
 }  # fmt: skip

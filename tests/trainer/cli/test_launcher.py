@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from tests.support.trainer.s3_server import free_port
 from tests.support.trainer.trainer_process import STEPS, TrainerRun, make_rows, make_run_factory
 from tests.support.trainer.worker_processes import WorkerRun
 
-from finetune_trainer.cli import launcher
+from finetune_trainer.cli import launcher, rank_outcomes
+from finetune_trainer.cli.rank_outcomes import AgentResult
 from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, ExitCode, Outcome, Reason
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
@@ -93,46 +95,68 @@ def make_outcome(reason: Reason) -> Outcome:
     return termination_message.build_outcome(reason, reason)
 
 
-SUMMARIES: dict[str, tuple[dict[int, Outcome], launcher.AgentResult, Reason]] = {
+SUMMARIES: dict[str, tuple[dict[int, Outcome], AgentResult, Reason, int | None]] = {
+    # outcomes by rank, end of the agent, reason of the node and the rank that is named
     "all is well": (
         {0: make_outcome(Reason.COMPLETED), 1: make_outcome(Reason.COMPLETED)},
-        launcher.AgentResult(),
+        AgentResult(),
         Reason.COMPLETED,
+        None,
     ),
     "the result is complete": (
         {0: make_outcome(Reason.COMPLETED), 1: make_outcome(Reason.PEER_LOST)},
-        launcher.AgentResult(),
+        AgentResult(),
         Reason.COMPLETED,
+        None,
     ),
     "another node's": (
         {2: make_outcome(Reason.COMPLETED), 3: make_outcome(Reason.COMPLETED)},
-        launcher.AgentResult(),
+        AgentResult(),
         Reason.COMPLETED,
+        None,
     ),
     "a cause": (
         {0: make_outcome(Reason.PEER_LOST), 1: make_outcome(Reason.OUT_OF_MEMORY), 2: make_outcome(Reason.PREEMPTED)},
-        launcher.AgentResult({0: 76}),
+        AgentResult({0: 76}),
         Reason.OUT_OF_MEMORY,
+        1,
+    ),
+    "the first of two causes": (
+        {0: make_outcome(Reason.INTERNAL_ERROR), 1: make_outcome(Reason.OUT_OF_MEMORY)},
+        AgentResult({1: 42}),
+        Reason.OUT_OF_MEMORY,
+        1,
     ),
     "a stop": (
         {0: make_outcome(Reason.PEER_LOST), 1: make_outcome(Reason.PREEMPTED)},
-        launcher.AgentResult({0: 76}),
+        AgentResult({0: 76}),
         Reason.PREEMPTED,
+        1,
     ),
-    "killed": ({0: make_outcome(Reason.PEER_LOST)}, launcher.AgentResult({1: -signal.SIGKILL}), Reason.INTERNAL_ERROR),
-    "aborted by NCCL": ({}, launcher.AgentResult({0: -signal.SIGABRT}), Reason.PEER_LOST),
+    "killed": ({0: make_outcome(Reason.PEER_LOST)}, AgentResult({1: -signal.SIGKILL}), Reason.INTERNAL_ERROR, 1),
+    "did not respond": (
+        {0: make_outcome(Reason.PEER_LOST)},
+        AgentResult({1: -signal.SIGKILL}, unresponsive={1: 1800}),
+        Reason.TRAINING_STALLED,
+        1,
+    ),
+    "aborted by NCCL": ({}, AgentResult({0: -signal.SIGABRT}), Reason.PEER_LOST, 0),
     "killed because it did not end": (
         {0: make_outcome(Reason.PEER_LOST)},
-        launcher.AgentResult({0: 76}),
+        AgentResult({0: 76}),
         Reason.PEER_LOST,
+        0,
     ),
-    "not met": ({}, launcher.AgentResult(rendezvous_error=RuntimeError("no answer")), Reason.PEERS_MISSING),
+    "not met": ({}, AgentResult(rendezvous_error=RuntimeError("no answer")), Reason.PEERS_MISSING, None),
 }
 
 
-@pytest.mark.parametrize(("outcomes", "ended", "expected"), SUMMARIES.values(), ids=SUMMARIES)
+@pytest.mark.parametrize(("outcomes", "ended", "expected", "rank"), SUMMARIES.values(), ids=SUMMARIES)
 def test_launcher_worker_outcomes_are_summarized(
-    outcomes: dict[int, Outcome], ended: launcher.AgentResult, expected: Reason
+    outcomes: dict[int, Outcome], ended: AgentResult, expected: Reason, rank: int | None
 ) -> None:
     node = topology.Topology(node_count=2, processes_per_node=2, node_rank=0, rendezvous_endpoint="first:29400")
-    assert launcher._combine_outcomes(node, outcomes, ended).reason is expected
+    outcome = rank_outcomes.combine_outcomes(node, outcomes, ended)
+    assert outcome.reason is expected
+    prefix = f"rank {rank} on node 0 ({socket.gethostname()}): "
+    assert outcome.message.startswith(prefix) is (rank is not None)

@@ -8,18 +8,19 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.trainer.s3_server import free_port
 from tests.support.trainer.trainer_process import make_rows
 from tests.support.trainer.worker_processes import WorkerGroup, make_group_factory, read_adapter, read_float_losses
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract import SUSPEND_AT_STEP_ENV, ExitCode
 
 if TYPE_CHECKING:
     from tests.support.trainer.fork_server import ForkServer
     from tests.support.trainer.s3_server import S3Server
+    from tests.support.trainer.trainer_process import TrainerRun
 
 pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(900)]
 
@@ -57,10 +58,37 @@ def workers(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Wo
     return make_group_factory(s3, tmp_path, forks)
 
 
+def put_uneven_rows(s3: S3Server, method: str) -> dict[str, Any]:
+    """Upload rows whose last batch is smaller, and rows for validation. Return the section `dataset` of the config."""
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No " * (1 + n % 5)} for n in range(20)]
+    if method == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["rejected"]} for row in rows]
+    for name, part in (("uneven", rows[:17]), ("held-out", rows[17:])):
+        s3.put(f"s3://data/{method}-{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part).encode())
+    sources, held_out = ([{"uri": f"s3://data/{method}-{name}.jsonl"}] for name in ("uneven", "held-out"))
+    return {"sources": sources, "validation": {"sources": held_out}, "preparation": {"deduplicate": "none"}}
+
+
+def read_stored_training(s3: S3Server, run: TrainerRun) -> dict[str, list[float]]:
+    """Return the losses, learning rates, validation losses and token counts of the newest checkpoint."""
+    keys = sorted(s3.list_keys(run.output), reverse=True)
+    state, counts = (
+        json.loads(s3.get("s3://results/" + next(key for key in keys if key.endswith(name))))
+        for name in ("trainer_state.json", "counts.json")
+    )
+    steps = [entry for entry in state["log_history"] if "loss" in entry]
+    return {
+        "loss": [entry["loss"] for entry in steps],
+        "learning rate": [entry["learning_rate"] for entry in steps],
+        "validation": [look["metrics"]["evalLoss"] for look in counts["looks"]],
+        "tokens": [counts["tokens"], counts["supervised"]],
+    }
+
+
 class TestWorkers:
     @pytest.mark.parametrize(
-        ("batching", "groups"),
-        [({}, ("two", "four")), ({"packing": True}, ("two", "four")), ({"batching": "byLength"}, ("two",))],
+        ("batching", "per_node"),
+        [({}, 1), ({"packing": True}, 2), ({"batching": "byLength"}, 1)],
         ids=["rows", "packed", "byLength"],
     )
     def test_workers_same_global_batch_match_single_worker(
@@ -69,7 +97,7 @@ class TestWorkers:
         workers: Callable[..., WorkerGroup],
         tmp_path: Path,
         batching: dict[str, object],
-        groups: tuple[str, ...],
+        per_node: int,
     ) -> None:
         held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
         s3.put("s3://data/held-out.jsonl", "".join(json.dumps(row) + "\n" for row in held_out).encode())
@@ -81,18 +109,41 @@ class TestWorkers:
         plain = {**TRAINING, **batching}
         one = workers("one", 1, dataset=data)
         assert one.run(**plain, gradientAccumulation=4) == [0], one.logs
-        for name in groups:
-            nodes, per_node, accumulation = {"two": (2, 1, 2), "four": (2, 2, 1)}[name]
-            several = workers(name, nodes, per_node, data)
-            assert several.run(**plain, gradientAccumulation=accumulation) == [0] * nodes * per_node, several.logs
-            assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
-            theirs = several.rank_zero.read_metrics()
-            assert [theirs[metric] for metric in COMPARED] == pytest.approx(
-                [one.rank_zero.read_metrics()[metric] for metric in COMPARED], abs=1e-4
-            )
-            expected, actual = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
-            assert max(float((expected[key] - actual[key]).abs().max()) for key in expected) < 1e-3
-            assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
+        several = workers("several", 2, per_node, data)
+        assert several.run(**plain, gradientAccumulation=2 // per_node) == [0] * 2 * per_node, several.logs
+        assert read_float_losses(several.rank_zero) == pytest.approx(read_float_losses(one.rank_zero), abs=1.1e-4)
+        theirs = several.rank_zero.read_metrics()
+        assert [theirs[metric] for metric in COMPARED] == pytest.approx(
+            [one.rank_zero.read_metrics()[metric] for metric in COMPARED], abs=1e-4
+        )
+        expected, actual = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
+        assert max(float((expected[key] - actual[key]).abs().max()) for key in expected) < 1e-3
+        assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
+
+    @pytest.mark.parametrize(
+        ("method", "stages"), [("sft", {4: 2, 2: 4, 1: 6}), ("dpo", {2: 4, 1: 6})], ids=["sft", "dpo"]
+    )
+    def test_workers_global_batch_size_resumes_with_fewer_workers(
+        self, s3: S3Server, workers: Callable[..., WorkerGroup], tmp_path: Path, method: str, stages: dict[int, int]
+    ) -> None:
+        """`stages` are the steps at which each number of workers stops, in the middle of an epoch."""
+        data = put_uneven_rows(s3, method)
+        settings = {**TRAINING, "method": method, "batchSize": 2, "gradientAccumulation": 4, "globalBatchSize": 8}
+        settings |= {"earlyStopping": {"patience": 1000}, "evalSteps": 2, "checkpoints": {"everySteps": 1000}}
+        whole = workers("whole", 1, dataset=data)
+        whole.rank_zero.environment[SUSPEND_AT_STEP_ENV] = "6"
+        assert whole.run(**settings) == [0], whole.logs
+        for count, step in stages.items():
+            parted = workers(f"parted-{count}", count, dataset=data)
+            for pod in parted.pods:
+                pod.output = f"s3://results/{tmp_path.name}/parted"
+                pod.environment[SUSPEND_AT_STEP_ENV] = str(step)
+            assert parted.run(**settings) == [0] * count, parted.logs
+        assert "saved by 2 ranks, resumed by 1; dropout continues with other random numbers" in parted.logs
+        expected, actual = (read_stored_training(s3, group.rank_zero) for group in (whole, parted))
+        assert len(actual["loss"]) == 6
+        for name, values in expected.items():
+            assert actual[name] == pytest.approx(values, abs=1e-5), name
 
     @pytest.mark.parametrize("method", ["dpo", "kto"])
     def test_workers_train_on_preferences(self, s3: S3Server, workers: Callable[..., WorkerGroup], method: str) -> None:
@@ -187,20 +238,21 @@ class TestWorkers:
     ) -> None:
         s3.put("s3://data/folds.jsonl", "".join(json.dumps(row) + "\n" for row in DISTINCT_ROWS).encode())
         data = {"sources": [{"uri": "s3://data/folds.jsonl"}]}
-        settings = {**TRAINING, "crossValidation": {"folds": 2}}
+        settings = {**TRAINING, "crossValidation": {"folds": 2}, "gradientAccumulation": 4, "globalBatchSize": 2}
         one, two = workers("one", 1, dataset=data), workers("two", 2, dataset=data)
-        assert one.run(**settings, gradientAccumulation=2) == [0], one.logs
-        settings |= {"gradientAccumulation": 1, "checkpoints": {"everySteps": 1000}}
+        resumed = workers("resumed", 1, dataset=data)
+        assert one.run(**settings) == [0], one.logs
+        settings |= {"checkpoints": {"everySteps": 1000}}
         processes = two.start(**settings)
         two.wait_for("fold 2/2: step 2/")
         os.kill(processes[1], signal.SIGTERM)
         assert [self.wait_for_exit(two, process) for process in processes] == [ExitCode.PREEMPTED] * 2, two.logs
-        assert two.run(**settings) == [0, 0], two.logs
-        assert "fold 1/2: trains on" not in two.logs
+        resumed.rank_zero.output = two.rank_zero.output
+        assert resumed.run(**settings) == [0], resumed.logs
+        assert "fold 1/2: training on" not in resumed.logs
+        expected, actual = one.rank_zero.read_metrics(), resumed.rank_zero.read_metrics()
         for name in (*COMPARED[:5], "crossValidationLoss", "crossValidationDeviation"):
-            assert two.rank_zero.read_metrics()[name] == pytest.approx(one.rank_zero.read_metrics()[name], abs=1e-4), (
-                name
-            )
+            assert actual[name] == pytest.approx(expected[name], abs=1e-5), name
 
     def test_workers_counts_are_written_by_local_rank_zero(self, tmp_path: Path, forks: ForkServer) -> None:
         # They share the folder, and a file that two write at once is torn.

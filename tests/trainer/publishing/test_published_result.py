@@ -132,6 +132,21 @@ def test_run_result_listing_merged_model_is_complete(s3: S3Server, prefix: str, 
     assert "the merged model" not in again.message
 
 
+def test_run_result_is_found_by_other_number_of_ranks_with_global_batch_size_only(
+    s3: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_digests(**training: int) -> set[str]:
+        config = build_config(s3, prefix, training={"maxSteps": 1, **training})
+        digests = set()
+        for count in ("1", "2", "4"):
+            monkeypatch.setenv(PROCESSES_ENV, count)
+            digests.add(OutputPrefix(S3(config.storage), config).digest)
+        return digests
+
+    assert len(list_digests()) == 3
+    assert len(list_digests(globalBatchSize=8)) == 1
+
+
 @pytest.mark.parametrize("node", ["0", "1"])
 def test_run_missing_merged_model_is_made_by_first_node_only(
     s3: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str

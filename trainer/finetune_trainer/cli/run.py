@@ -37,7 +37,7 @@ def run_or_launch(config: TrainerConfig, scratch: Path, recorder: OutcomeRecorde
     with run_setup.store_resolution_failure(config, scratch, recorder):
         resolved = run_setup.resolve_run(config)
     if _is_launcher() and resolved.published is None:
-        return launcher.launch_ranks(scratch, recorder, sys.argv[1:])
+        return launcher.launch_ranks(scratch, recorder, config.training.stall_seconds, sys.argv[1:])
     return pipeline.run(resolved, scratch, recorder)
 
 

@@ -75,6 +75,14 @@ SWEEP_RULES = (
         "parameters.epochs needs template.spec.training.epochs, and parameters.maxSteps needs "
         "template.spec.training.maxSteps",
     ),
+    (
+        "!has(self.parameters.gradientAccumulation) || !has(self.template.spec.training.globalBatchSize)",
+        "parameters.gradientAccumulation has no effect with template.spec.training.globalBatchSize; remove one of them",
+    ),
+    (
+        "!has(self.parameters.warmupRatio) || !has(self.template.spec.training.warmupSteps)",
+        "parameters.warmupRatio has no effect with template.spec.training.warmupSteps; remove one of them",
+    ),
 )
 """CEL rules that span several fields of the spec, with their messages."""
 UNIQUE_OUTPUT_RULE = (

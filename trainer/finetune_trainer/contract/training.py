@@ -127,6 +127,10 @@ class Training(Model):
                 "globalBatchSize must be a multiple of batchSize",
             ),
             (
+                "!has(self.globalBatchSize) || self.method != 'kto'",
+                "globalBatchSize does not apply to method kto, which compares the rows of all devices' batches",
+            ),
+            (
                 "!has(self.warmupSteps) || self.warmupRatio == 0.03",
                 "warmupSteps replaces warmupRatio, so set one of them only",
             ),
@@ -170,7 +174,8 @@ class Training(Model):
     """globalBatchSize is the number of rows per optimizer step on all devices together. It replaces
     `gradientAccumulation`, which results from it, from `batchSize` and from the number of devices. It must be a
     multiple of `batchSize` x the number of devices. The number of devices is then no part of the run: checkpoints of 4
-    GPUs can be resumed on 2. If unset, it is `batchSize` x `gradientAccumulation` x the number of devices."""
+    GPUs can be resumed on 2. It needs method sft or dpo. If unset, it is `batchSize` x `gradientAccumulation` x the
+    number of devices."""
     learning_rate: LearningRate = 2e-4
     """learningRate is the peak learning rate. Defaults to 0.0002."""
     scheduler: Scheduler = "linear"

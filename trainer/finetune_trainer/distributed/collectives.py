@@ -5,6 +5,7 @@ Nodes exchange only numbers and bytes, never pickles, since the network does not
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.distributed_c10d import PrefixStore
 
 T = TypeVar("T")
 Heartbeat = Callable[[], None]
@@ -33,6 +35,8 @@ _BARRIER_TIMEOUT = timedelta(days=30)
 """For ranks that wait while rank 0 evaluates and publishes, and sends them nothing meanwhile."""
 _barrier_groups: list[ProcessGroup] = []
 """The process group of `barrier`, once it is created."""
+_absent_ranks: list[str] = []
+"""The ranks that this rank waits for, with their nodes, once they are known."""
 _RELEASE_TIMEOUT_SECONDS = 30.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0002, 0.02
 """Seconds between two checks whether all ranks have arrived. Ranks that compute in step wait for a short time."""
@@ -62,9 +66,13 @@ def translate_peer_errors() -> Iterator[None]:
         ):
             raise
         first_line = str(error).strip().partition("\n")[0]
-        raise TrainerError(
-            Reason.PEER_LOST, f"another rank of this run ended or is unreachable: {first_line}"
-        ) from error
+        peers = _absent_ranks[0] if _absent_ranks else "another rank of this run"
+        raise TrainerError(Reason.PEER_LOST, f"{peers} ended or is unreachable: {first_line}") from error
+
+
+def note_absent_ranks(description: str) -> None:
+    """Name these ranks in the error that follows when they end."""
+    _absent_ranks[:] = [description]
 
 
 def init_process_group(heartbeat: Heartbeat) -> None:
@@ -97,6 +105,34 @@ def init_single_rank_mesh(device_type: str, name: str) -> DeviceMesh:
         backend = "nccl" if torch.device(device_type).type == "cuda" else "gloo"
         dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     return init_device_mesh(device_type, (1,), mesh_dim_names=(name,))
+
+
+def is_initialized() -> bool:
+    """Return whether this rank has joined the process group. Imports nothing."""
+    return bool(_barrier_groups)
+
+
+def count_operations() -> int:
+    """Return the number of collective operations that this rank has started on any device."""
+    import torch
+    import torch.distributed as dist
+
+    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    groups = [group for group in (dist.group.WORLD, *_barrier_groups) if isinstance(group, dist.ProcessGroup)]
+    backends = {group._get_backend(device) for group in groups[:1] for device in devices}
+    backends |= {group._get_backend(devices[0]) for group in groups[1:]}
+    # torch has no public counter, and its stubs lack this one.
+    return sum(backend._get_sequence_number_for_group() for backend in backends)  # type: ignore[attr-defined]
+
+
+def open_store(timeout: timedelta) -> PrefixStore:
+    """Return a connection of its own to the store of the rendezvous, for keys that torch does not use."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]  # torch exports it
+    return PrefixStore("finetune", store)
 
 
 def barrier(heartbeat: Heartbeat | None = None) -> None:

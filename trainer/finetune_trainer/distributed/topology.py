@@ -93,6 +93,18 @@ def shared_folder() -> Path | None:
     return Path(folder) if folder and world_size() > 1 else None
 
 
+def alive_path() -> Path | None:
+    """Return the file with the id of this process that it touches while it responds, and that its launcher watches."""
+    folder = shared_folder()
+    return folder / f"alive-{rank()}" if folder else None
+
+
+def describe_rank(rank_number: int, host: str | None) -> str:
+    """Return a rank with the number of its node and the name of the host, if it is known, which is that of the pod."""
+    node_number = rank_number // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return f"rank {rank_number} on node {node_number}" + (f" ({host})" if host else "")
+
+
 def outcome_path() -> Path | None:
     """Return where this process writes its outcome: the termination message, or a file that the launcher reads."""
     folder = shared_folder()

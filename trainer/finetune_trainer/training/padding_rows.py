@@ -23,12 +23,18 @@ def pad_dataset(rows: datasets.Dataset, batch_size: int, pad_token_id: int) -> t
     padding_count = -len(rows) % batch_size
     if not padding_count:
         return rows, 0
-    if ROWS_COLUMN in rows.column_names:
-        columns: dict[str, list[list[int]]] = {ROWS_COLUMN: [[]] * padding_count}
-    else:
-        columns = {"input_ids": [[pad_token_id]] * padding_count, "labels": [[IGNORE_INDEX]] * padding_count}
+    columns = {name: [value] * padding_count for name, value in _build_padding_row(rows, pad_token_id).items()}
     padding_rows = datasets.Dataset.from_dict(columns, features=rows.features)
     return datasets.concatenate_datasets([rows, padding_rows]), padding_count
+
+
+def _build_padding_row(rows: datasets.Dataset, pad_token_id: int) -> dict[str, list[int]]:
+    """Return a row without supervised tokens, in the columns of these rows."""
+    if ROWS_COLUMN in rows.column_names:
+        return {ROWS_COLUMN: []}
+    if "chosen_ids" in rows.column_names:
+        return {"prompt_ids": [pad_token_id] * 2, "chosen_ids": [], "rejected_ids": []}
+    return {"input_ids": [pad_token_id], "labels": [IGNORE_INDEX]}
 
 
 class PaddingRowsLastSampler(torch.utils.data.Sampler[int]):

@@ -19,6 +19,7 @@ from finetune_trainer.checkpoints.layout import COUNTS_NAME, FOLD_LOSSES_KEY
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.modeling.sharding import average_gradients, is_sharded
+from finetune_trainer.training import random_states
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
@@ -131,6 +132,13 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
         reference_dir = Path(output_dir or self.args.output_dir) / REFERENCE_ADAPTER
         if reference_dir.is_dir():
             shutil.rmtree(reference_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random state of this rank, or seed it if another number of ranks saved the checkpoint."""
+        if checkpoint is None or random_states.fits_rank_count(Path(checkpoint)):
+            super()._load_rng_state(checkpoint)
+        else:
+            random_states.seed_rank(Path(checkpoint), self.args.seed)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         self.token_counter.add(inputs)
