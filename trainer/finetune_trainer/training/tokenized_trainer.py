@@ -12,15 +12,18 @@ from typing import Any
 
 import datasets
 import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer
 
 from finetune_trainer.checkpoints.layout import COUNTS_NAME, FOLD_LOSSES_KEY
+from finetune_trainer.contract import Training
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
 from finetune_trainer.training.row_losses import RowLossHistory
+from finetune_trainer.training.schedule import build_schedule
 from finetune_trainer.training.step_stop import StepEvaluation
 
 _STOP_EVALUATION_KEY = "stopEvaluation"
@@ -104,9 +107,20 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.token_counter = TokenCounter(kwargs["args"].device)
+        self.schedule_settings: Training | None = None
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenize, truncate and drop rows
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Return the schedule of `schedule_settings`, if transformers does not have it, or else that of `args`."""
+        settings = self.schedule_settings
+        schedule = None if settings is None else build_schedule(settings, num_training_steps)
+        if schedule is None:
+            transformers_schedule: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            return transformers_schedule
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, schedule.compute_factor)
+        return self.lr_scheduler
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: checkpoints need none, and TRL's imports a tracker."""
