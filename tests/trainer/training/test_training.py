@@ -70,8 +70,13 @@ def test_training_seed_determines_adapter(run: RunTraining) -> None:
 @pytest.mark.parametrize("backend", ["transformers", "unsloth"])
 @pytest.mark.parametrize(
     "settings",
-    [{"lora": {"dropout": 0.1}}, {"method": "dpo"}, {"method": "kto"}, {"rows": CHATS, "packing": True}],
-    ids=["sft", "dpo", "kto", "packed"],
+    [
+        {"lora": {"dropout": 0.1}},
+        {"method": "dpo", "optimizer": "adamw8bit", "lora": {"rank": 96}},
+        {"method": "kto", "scheduler": "warmupStableDecay", "minLearningRateRatio": 0.1},
+        {"rows": CHATS, "packing": True},
+    ],
+    ids=["sft", "dpo, 8 bits", "kto, floor", "packed"],
 )
 def test_training_resume_matches_uninterrupted(run: RunTraining, backend: str, settings: dict[str, Any]) -> None:
     if backend == "unsloth" and "packing" in settings:
