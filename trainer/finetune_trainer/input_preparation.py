@@ -56,6 +56,8 @@ def check_sharding(config: TrainerConfig) -> None:
     unsupported = {
         "training.backend unsloth": training.backend == "unsloth",
         "training.method kto": training.method == "kto",
+        f"training.optimizer {training.optimizer}": training.optimizer != "adamw",
+        "training.kernels liger": training.kernels == "liger",
         f"model.quantization {config.model.quantization}": config.model.quantization != "none",
         "training.lora.variant dora": lora.variant == "dora",
         "training.lora.targetParameters": bool(lora.target_parameters),
