@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 _TOKEN_IDS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_LENGTHS = (9, 6)
+_LENGTHS = (6, 4)
 """Tokens of the rows of the padded batch."""
-_PROMPT_LENGTH = 3
+_PROMPT_LENGTH = 2
 
 
 @dataclass(frozen=True)
