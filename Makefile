@@ -16,7 +16,7 @@ PARALLEL := --numprocesses=logical --maxprocesses=4
 # Clusters are independent of the checkout, so several can run at once: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-operator bench-trainer bench-prepare bench-sharding bench-verdicts test-gpu test-matrix
+.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-operator bench-trainer bench-prepare bench-sharding bench-verdicts bench-gpu test-gpu test-matrix
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -92,6 +92,9 @@ bench-sharding: setup ## memory of each rank while it loads a sharded base model
 bench-verdicts: setup ## measure how often the verdicts on bias and overfitting are right, over 20 seeds, by hand; hours on a CPU
 	@$(RUN) python -m tests.bench.bench_verdicts
 
+bench-gpu: setup ## tokens per second, memory and losses of the training paths on one GPU, by hand; 8 minutes
+	@PYTHONPATH=trainer:. $(RUN) python tests/gpu/bench_gpu.py $(BENCH_GPU)
+
 test-gpu: setup ## tests that need a GPU, by hand on a machine that has one; 6 minutes
 	@$(RUN) pytest -m gpu tests/gpu
 
@@ -99,3 +102,4 @@ test-matrix: setup ## measure which model families work, and write the support m
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write --unsloth
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write --sharding
+	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.kernels

@@ -47,6 +47,7 @@ class BackendResult:
     tokens_per_second: float
     mfu_percent: float | None
     peak_gib: float
+    planned_gib: float
     first_loss: float
     last_loss: float
     trainable: int
@@ -62,6 +63,8 @@ class StepMeasurements:
     losses: Sequence[float]
     model: Any
     peak_gib: float
+    tokens: int
+    """Tokens of all steps, without padding."""
 
 
 class StepTimeRecorder(ProgressReporter):
@@ -92,6 +95,9 @@ def build_config(arguments: argparse.Namespace) -> TrainerConfig:
                 "batchSize": arguments.batch,
                 "gradientAccumulation": arguments.accumulation,
                 "gradientCheckpointing": not arguments.no_recompute,
+                "kernels": arguments.kernels,
+                "optimizer": arguments.optimizer,
+                "batching": arguments.batching,
             },
             "output": {"uri": "s3://bench/out"},
         }
@@ -102,17 +108,19 @@ def run_one(arguments: argparse.Namespace, backend: str) -> BackendResult:
     """Train with one backend in this process."""
     config, started = build_config(arguments), time.monotonic()
     train_backend = _train_with_trainer if backend in TRAINER_BACKENDS else _train_with_script
-    data_rows = arguments.steps * arguments.batch * arguments.accumulation
+    sequences = arguments.steps * arguments.batch * arguments.accumulation
+    data_rows = 2 * sequences if arguments.batching == "packed" else sequences
     steps, load_seconds = train_backend(
         config, backend, arguments.model, (data_rows, arguments.length, arguments.rows == "mixed")
     )
     trainable, total = steps.model.get_nb_trainable_parameters()
-    per_second = _tokens_per_second(steps, arguments)
+    per_second = _compute_tokens_per_second(steps)
     return BackendResult(
         backend=backend,
         tokens_per_second=round(per_second, 1),
         mfu_percent=_compute_mfu(per_second, (total - trainable, trainable), arguments),
         peak_gib=round(steps.peak_gib, 2),
+        planned_gib=round(_estimate_peak(config, arguments.model) / 2**30, 2),
         first_loss=steps.losses[0],
         last_loss=steps.losses[-1],
         trainable=trainable,
@@ -125,11 +133,15 @@ def _train_with_trainer(
     config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
 ) -> tuple[StepMeasurements, float]:
     """Train as a run does. Return the steps and the seconds of loading the model."""
-    from finetune_trainer.modeling import backends, loading
+    from finetune_trainer.distributed import collectives, topology
+    from finetune_trainer.modeling import backends, kernels, loading
     from finetune_trainer.training.state import TrainingSession
     from finetune_trainer.training.train import train
 
+    kernels.check_gpu(config)
     backends.import_backend(backend, config.model.quantization)
+    if topology.is_sharded():
+        collectives.init_process_group(lambda: None)
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(folder)
     loaded = loading.LoadedModel(loading.load_model(config, folder, backend), tokenizer, backend)
@@ -141,7 +153,16 @@ def _train_with_trainer(
     ).metrics
     losses = [progress.loss or float("nan") for _, progress in recorder.steps]
     peak = metrics.get("peakMemoryBytes", 0) / 2**30
-    return StepMeasurements([at for at, _ in recorder.steps], losses, loaded.model, peak), load_seconds
+    times = [at for at, _ in recorder.steps]
+    return StepMeasurements(times, losses, loaded.model, peak, int(metrics["tokens"])), load_seconds
+
+
+def _estimate_peak(config: TrainerConfig, model_dir: Path) -> int:
+    """Return the peak of the GPU memory in bytes that `plan` estimates."""
+    from finetune_trainer.planning.estimates import estimate_memory
+    from finetune_trainer.planning.model_shape import compute_model_shape
+
+    return estimate_memory(config, compute_model_shape(config, model_dir)).total
 
 
 def _make_prepared_data(data: datasets.Dataset) -> PreparedData:
@@ -160,7 +181,8 @@ def _train_with_script(
     load_seconds = time.monotonic() - started
     rows = _add_completion_mask(random_model.make_rows(*shape))
     trained = plain_trl_training.train(loaded, rows, folder.parent / backend, options)
-    return StepMeasurements(trained.times, trained.losses, trained.model, trained.peak / 2**30), load_seconds
+    tokens = sum(map(len, rows["input_ids"]))
+    return StepMeasurements(trained.times, trained.losses, trained.model, trained.peak / 2**30, tokens), load_seconds
 
 
 def _convert_options(config: TrainerConfig) -> plain_trl_training.TrainingOptions:
@@ -178,7 +200,7 @@ def _convert_options(config: TrainerConfig) -> plain_trl_training.TrainingOption
         alpha=training.lora.alpha,
         nf4=config.model.quantization == "nf4",
         gradient_checkpointing=training.gradient_checkpointing,
-        gpu=True,
+        gpu=has_gpu(),
     )
 
 
@@ -189,18 +211,18 @@ def _add_completion_mask(rows: datasets.Dataset) -> datasets.Dataset:
     )
 
 
-def _tokens_per_second(steps: StepMeasurements, arguments: argparse.Namespace) -> float:
-    """Return tokens per second of the second half of the steps."""
-    count = arguments.batch * arguments.accumulation
-    tokens = sum(
-        map(
-            len,
-            random_model.make_rows(arguments.steps * count, arguments.length, arguments.rows == "mixed")["input_ids"],
-        )
-    )
+def has_gpu() -> bool:
+    """Return whether torch can use a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _compute_tokens_per_second(steps: StepMeasurements) -> float:
+    """Return tokens per second of the second half of the steps, as if all steps had the same number of tokens."""
     half = len(steps.times) // 2
     share = (len(steps.times) - half) / len(steps.times)
-    return tokens * share / (steps.times[-1] - steps.times[half - 1])
+    return steps.tokens * share / (steps.times[-1] - steps.times[half - 1])
 
 
 def _compute_mfu(per_second: float, parameters: tuple[int, int], arguments: argparse.Namespace) -> float | None:
@@ -243,6 +265,9 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rows", choices=["full", "mixed"], default="full")
+    parser.add_argument("--kernels", choices=["standard", "liger"], default="standard")
+    parser.add_argument("--optimizer", choices=["adamw", "adamw8bit"], default="adamw")
+    parser.add_argument("--batching", choices=["padded", "byLength", "paddingFree", "packed"])
     parser.add_argument("--no-recompute", action="store_true", help="keep activations instead of recomputing them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)

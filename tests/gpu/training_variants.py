@@ -44,6 +44,13 @@ BOTH_BACKENDS: dict[str, TrainingRequest] = {
     "paddingFree": TrainingRequest({**BASE_TRAINING, "batching": "paddingFree"}, {}, REVIEWS),
 }
 TRANSFORMERS_ONLY = {
+    "liger": TrainingRequest({**BASE_TRAINING, "kernels": "liger"}, {}, REVIEWS, validate=True),
+    "liger, packed": TrainingRequest(
+        {**BASE_TRAINING, "maxSteps": 120, "packing": True, "batchSize": 1, "kernels": "liger"}, {}, REVIEWS
+    ),
+    "liger of dpo": TrainingRequest({"method": "dpo", **BASE_TRAINING, "kernels": "liger"}, {}),
+    "8 bits": TrainingRequest({**BASE_TRAINING, "optimizer": "adamw8bit"}, {}, REVIEWS),
+    "8 bits, paged": TrainingRequest({**BASE_TRAINING, "optimizer": "pagedAdamw8bit"}, {}, REVIEWS),
     "fp16": TrainingRequest({**BASE_TRAINING, "precision": "fp16"}, {}, REVIEWS),
 }
 VARIANTS: Mapping[str, Mapping[str, TrainingRequest]] = {

@@ -56,6 +56,7 @@ def check_sharding(config: TrainerConfig) -> None:
     unsupported = {
         "training.backend unsloth": training.backend == "unsloth",
         "training.method kto": training.method == "kto",
+        "training.kernels liger": training.kernels == "liger",
         f"model.quantization {config.model.quantization}": config.model.quantization != "none",
         "output.merged": config.output.merged,
         "training.lora.variant dora": lora.variant == "dora",

@@ -21,6 +21,7 @@ from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.model_cache.cached_source import use_cache
 from finetune_trainer.inputs.resolve import ResolvedInputs
+from finetune_trainer.modeling import kernels
 from finetune_trainer.publishing import signing
 from finetune_trainer.publishing.failure_evidence import FailureEvidence
 from finetune_trainer.publishing.publish import OutputPrefix
@@ -53,6 +54,7 @@ def resolve_run(config: TrainerConfig) -> ResolvedRun:
         _check_secrets(config)
     suspend_step = read_suspend_step(config)
     input_preparation.check_settings(config)
+    kernels.check_gpu(config)
     s3 = S3(config.storage)
     output = OutputPrefix(s3, config)
     published = output.find_published()

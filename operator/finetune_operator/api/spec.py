@@ -160,6 +160,10 @@ RUN_RULES = (
         "compute.sharding full needs training.backend transformers or auto",
     ),
     (
+        "self.compute.sharding == 'none' || self.training.kernels == 'standard'",
+        "compute.sharding full needs training.kernels standard",
+    ),
+    (
         "self.compute.sharding == 'none' || self.training.method != 'kto'",
         "compute.sharding full needs training.method sft or dpo",
     ),

@@ -193,6 +193,10 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "sharded nf4": (
         {"spec.compute.sharding": "full", "spec.model.quantization": "nf4"}, "spec", "needs model.quantization none",
     ),
+    "sharded liger": (
+        {"spec.compute.sharding": "full", "spec.training.kernels": "liger"}, "spec", "needs training.kernels standard",
+    ),
+    "sharded merged": ({"spec.compute.sharding": "full", "spec.output.merged": True}, "spec", "support output.merged"),
     "sharded dora": ({"spec.compute.sharding": "full", f"{LORA}.variant": "dora"}, "spec", "lora.variant lora or rslo"),
     "sharded experts": (
         {"spec.compute.sharding": "full", f"{LORA}.targetParameters": ["mlp.experts.down_proj"]}, "spec",

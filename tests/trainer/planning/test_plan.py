@@ -107,19 +107,25 @@ class TestPlanAgainstRun:
         assert compute_model_shape(job_config, model_dir).trainable == trained
 
     @pytest.mark.parametrize(
-        ("lora", "steps"),
-        [({"rank": 4}, 4), ({"rank": 64}, 4), ({"variant": "dora"}, 4), ({"targetModules": ["q_proj"]}, 150)],
-        ids=["rank 4", "rank 64", "dora", "long and small"],
+        ("training", "steps"),
+        [
+            ({"lora": {"rank": 4}}, 4),
+            ({"lora": {"rank": 96}}, 4),
+            ({"lora": {"rank": 96}, "optimizer": "adamw8bit"}, 4),
+            ({"lora": {"variant": "dora"}}, 4),
+            ({"lora": {"targetModules": ["q_proj"]}}, 150),
+        ],
+        ids=["rank 4", "rank 96", "8 bits", "dora", "long and small"],
     )
     def test_plan_checkpoint_size_matches_saved(
-        self, model_dir: Path, tmp_path: Path, lora: dict[str, Any], steps: int
+        self, model_dir: Path, tmp_path: Path, training: dict[str, Any], steps: int
     ) -> None:
-        request = TrainingRequest(
-            {"lora": lora, "maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}, save_at=steps
-        )
+        batches = {"maxSteps": steps, "batchSize": 1, "gradientAccumulation": 1}
+        request = TrainingRequest(batches | training, save_at=steps)
         train(request, model_dir, tmp_path)
         saved = list_files(tmp_path / "trainer" / f"checkpoint-{steps}")
-        planned = estimates.estimate_checkpoint_bytes(compute_model_shape(request.config, model_dir), steps)
+        shape = compute_model_shape(request.config, model_dir)
+        planned = estimates.estimate_checkpoint_bytes(request.config, shape, steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])

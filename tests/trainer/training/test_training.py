@@ -72,12 +72,12 @@ def test_training_seed_determines_adapter(run: RunTraining) -> None:
     "settings",
     [
         {"lora": {"dropout": 0.1}},
-        {"method": "dpo"},
-        {"method": "kto"},
+        {"method": "dpo", "optimizer": "adamw8bit", "lora": {"rank": 96}},
+        {"method": "kto", "scheduler": "warmupStableDecay", "minLearningRateRatio": 0.1},
         {"rows": CHATS, "packing": True},
         {"rows": MORE_CHATS, "batching": "byLength"},  # the checkpoint is in the middle of an epoch
     ],
-    ids=["sft", "dpo", "kto", "packed", "byLength"],
+    ids=["sft", "dpo, 8 bits", "kto, floor", "packed", "byLength"],
 )
 def test_training_resume_matches_uninterrupted(run: RunTraining, backend: str, settings: dict[str, Any]) -> None:
     shape = {"backend": backend, "maxSteps": 6, "gradientAccumulation": 2, "validate": True, **settings}

@@ -193,7 +193,7 @@ class Training(Model):
     optimizer: Literal["adamw", "adamw8bit", "pagedAdamw8bit"] = "adamw"
     """optimizer is the optimizer. `adamw`: AdamW with moments in 32 bits, in one fused kernel. `adamw8bit`: moments in
     8 bits, which saves 6 bytes per parameter of the adapter. `pagedAdamw8bit`: these moments move to
-    host memory while GPU memory is short. Those in 8 bits need a GPU. Defaults to adamw."""
+    host memory while GPU memory is short, which needs a GPU. Defaults to adamw."""
     weight_decay: WeightDecay = 0.01
     """weightDecay is the weight decay of AdamW. Higher values can reduce overfitting. Defaults to 0.01."""
     max_grad_norm: MaxGradNorm = 1

@@ -14,7 +14,7 @@ from finetune_trainer.contract import SCRATCH_ENV, Reason, TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import model_files
-from finetune_trainer.modeling import support_matrix
+from finetune_trainer.modeling import kernels, support_matrix
 from finetune_trainer.modeling.import_guard import (
     hide_optional_packages,
     list_distributions_once,
@@ -38,6 +38,7 @@ def choose_backend(
     _set_library_environment()
     world_size = world_size or topology.world_size()
     requested = config.training.backend
+    kernels.check_family(config, read_settings)
     if requested == "unsloth":
         _check_unsloth_installed()
         check_unsloth(config, read_settings, world_size)

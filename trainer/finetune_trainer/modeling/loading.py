@@ -14,7 +14,7 @@ from finetune_trainer.contract import PROCESSES_ENV, ModelSource, Reason, Traine
 from finetune_trainer.data.template_settings import apply_template_settings
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.modeling import existing_adapter, quantization, stored_quantization
+from finetune_trainer.modeling import existing_adapter, kernels, quantization, stored_quantization
 from finetune_trainer.modeling.library_errors import translate_memory_errors, translate_model_errors
 from finetune_trainer.modeling.lora import add_adapter
 from finetune_trainer.modeling.model_config import choose_model_class
@@ -128,6 +128,8 @@ def _load_with_transformers(config: TrainerConfig, model_dir: Path, dtype: torch
     from transformers import set_seed
 
     base = _load_base_with_transformers(config, model_dir, dtype)
+    if config.training.kernels == "liger":
+        kernels.apply_liger_kernels(config, base)
     set_seed(config.training.seed)
     model = add_adapter(config, base, model_dir)
     if topology.is_sharded():

@@ -24,7 +24,8 @@ GPU_TFLOPS = {"L4": 121, "A100": 312, "H100": 989}
 FLOPS_UTILISATION = 0.35
 """Fraction of these operations that fine-tuning achieves. Published values are between 0.25 and 0.45."""
 _LOGIT_BYTES = 4 * 3  # fp32, with the gradient and one copy
-_ADAMW_BYTES_PER_PARAMETER = 16  # the parameter, its gradient and the two moments of AdamW, in fp32
+_ADAMW_BYTES_PER_PARAMETER = {"adamw": 16, "adamw8bit": 10, "pagedAdamw8bit": 10}
+"""By `training.optimizer`: the parameter and its gradient in fp32, and the two moments of AdamW in 32 or 8 bits."""
 _CUDA_CONTEXT_BYTES = 1.5e9  # CUDA context, workspaces of its libraries, fragmentation of the allocator
 _FLOPS_PER_PASS = 2
 """FLOPs per token and parameter of the base model: one multiplication and one addition in a forward pass, and the same
@@ -63,7 +64,9 @@ def estimate_memory(config: TrainerConfig, shape: ModelShape) -> MemoryEstimate:
     rows = config.training.batch_size * get_method(config).sequences_per_row
     tokens = rows * config.model.max_length
     base = round(_estimate_base_bytes(config, shape, bytes_per_value))
-    adapter = shape.trainable * (_ADAMW_BYTES_PER_PARAMETER + 4 * get_method(config).copies_adapter(config))
+    adapter = shape.trainable * (
+        _ADAMW_BYTES_PER_PARAMETER[config.training.optimizer] + 4 * get_method(config).copies_adapter(config)
+    )
     context = round(_CUDA_CONTEXT_BYTES)
     return MemoryEstimate(
         base=base,
@@ -130,11 +133,17 @@ def estimate_scratch(
 ) -> dict[str, int]:
     """Return what the run needs on its scratch volume in bytes by part: `stored_parts` are the inputs and the prepared
     data. Precision `auto` counts as 16 bits."""
-    sizes = scratch_needs.ModelSizes(shape.parameters, shape.trainable, shape.adapter_tensors)
+    sizes = _get_sizes(shape)
     bytes_per_parameter = 4 if config.training.precision == "fp32" else 2
     return {**stored_parts, **scratch_needs.list_training_parts(config, sizes, steps, bytes_per_parameter)}
 
 
-def estimate_checkpoint_bytes(shape: ModelShape, steps: int) -> int:
-    """Estimate the last checkpoint: adapter and AdamW moments in fp32, tensor names, and a log line per step."""
-    return scratch_needs.estimate_checkpoint_bytes(shape.trainable, shape.adapter_tensors, steps)
+def estimate_checkpoint_bytes(config: TrainerConfig, shape: ModelShape, steps: int) -> int:
+    """Estimate the last checkpoint: adapter, moments of AdamW, tensor names, and a log line per step."""
+    return scratch_needs.estimate_checkpoint_bytes(config, _get_sizes(shape), steps)
+
+
+def _get_sizes(shape: ModelShape) -> scratch_needs.ModelSizes:
+    return scratch_needs.ModelSizes(
+        shape.parameters, shape.trainable, shape.adapter_tensors, shape.small_adapter_parameters
+    )

@@ -81,9 +81,12 @@ def _download_inputs(
     """Return the inputs and the backend, which is imported."""
     config, read_settings = resolved_inputs.config, partial(read_model_settings, resolved_inputs.model)
     download = resolve.start_download(resolved_inputs, work_dir)
-    from finetune_trainer.modeling import backends
+    from finetune_trainer.modeling import backends, kernels
 
     backends.check_unsloth(config, read_settings, world_size)
+    kernels.check_family(config, read_settings)
+    if chooses_backend:  # and computes with it
+        kernels.check_gpu(config)
     backend = backends.choose_backend(config, read_settings, world_size) if chooses_backend else "transformers"
     # The imports take seconds, during which the download continues.
     backends.import_backend(backend, config.model.quantization)

@@ -12,6 +12,7 @@ from finetune_trainer.modeling.lora import list_adapter_sizes
 from finetune_trainer.modeling.model_config import build_meta_model
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.planning import weights
+from finetune_trainer.training.scratch_needs import count_small_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -37,6 +38,8 @@ class ModelShape:
     """Elements of the keys of a token in a layer, and of its values."""
     max_positions: int | None = None
     """Maximum length of a text in tokens, if it is limited."""
+    small_adapter_parameters: int = 0
+    """Parameters of the adapter in tensors that are too small for moments in 8 bits."""
 
 
 def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
@@ -58,6 +61,7 @@ def compute_model_shape(config: TrainerConfig, model_dir: Path) -> ModelShape:
         vocab_size=meta_model.get_input_embeddings().weight.shape[0],
         key_value_size=_compute_key_value_size(text_config),
         max_positions=get_max_positions(meta_model.config),
+        small_adapter_parameters=count_small_parameters(adapter_sizes),
     )
 
 

@@ -244,7 +244,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_coun
         adapter_bytes=shape.trainable * 4,
         scratch_bytes=sum(scratch_parts.values()),
         scratch_parts=scratch_parts,
-        estimated_checkpoint_bytes=estimates.estimate_checkpoint_bytes(shape, steps[-1]),
+        estimated_checkpoint_bytes=estimates.estimate_checkpoint_bytes(config, shape, steps[-1]),
         estimated_memory=MemoryReport(**vars(memory), total=memory.total, fits=dict(memory.fits_by_gpu_size())),
         estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},
         rows=shown_rows.collect_rows(prepared, inputs.tokenizer, row_count),

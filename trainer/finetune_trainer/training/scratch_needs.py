@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,12 @@ _LOCAL_CHECKPOINTS = 3
 """Checkpoints that are on the volume at the same time: one that training has resumed from or that waits, one that is
 written, and one that is uploaded."""
 _FP32_BYTES = 4
-_ADAMW_VALUES = 3
-"""Values of a checkpoint per parameter of the adapter: the parameter and the two moments of AdamW."""
+_MOMENT_BYTES = 8
+"""Bytes of the two moments of AdamW per parameter of the adapter."""
+_MOMENT_BYTES_8BIT = 2 + 8 / 256
+"""The same in 8 bits, with two scales in fp32 for each block of 256 parameters."""
+_MIN_8BIT_PARAMETERS = 4096
+"""Tensors with fewer parameters keep their moments in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,19 @@ class ModelSizes:
     parameters: int
     adapter_parameters: int
     adapter_tensors: int
+    small_adapter_parameters: int = 0
+    """Parameters of the adapter in tensors that are too small for moments in 8 bits."""
 
 
 def measure_sizes(config: TrainerConfig, meta_model: PreTrainedModel, model_dir: Path) -> ModelSizes:
     """Return the sizes of a model on the `meta` device, which gets an adapter."""
     parameters, adapter_sizes = meta_model.num_parameters(), list_adapter_sizes(config, meta_model, model_dir)
-    return ModelSizes(parameters, sum(adapter_sizes), len(adapter_sizes))
+    return ModelSizes(parameters, sum(adapter_sizes), len(adapter_sizes), count_small_parameters(adapter_sizes))
+
+
+def count_small_parameters(tensor_sizes: Iterable[int]) -> int:
+    """Return the parameters of the tensors that are too small for moments in 8 bits."""
+    return sum(size for size in tensor_sizes if size < _MIN_8BIT_PARAMETERS)
 
 
 def list_download_parts(resolved: ResolvedInputs, model_bytes: int) -> dict[str, int]:
@@ -58,7 +70,7 @@ def list_training_parts(
     config: TrainerConfig, sizes: ModelSizes, steps: int, bytes_per_parameter: int
 ) -> dict[str, int]:
     """Return what the training and the publication write. `bytes_per_parameter` is that of the merged model."""
-    checkpoint_bytes = estimate_checkpoint_bytes(sizes.adapter_parameters, sizes.adapter_tensors, steps)
+    checkpoint_bytes = estimate_checkpoint_bytes(config, sizes, steps)
     adapter_bytes = sizes.adapter_parameters * _FP32_BYTES
     if config.training.early_stopping:  # checkpoints have the best adapter too
         checkpoint_bytes += adapter_bytes
@@ -69,6 +81,14 @@ def list_training_parts(
     }
 
 
-def estimate_checkpoint_bytes(adapter_parameters: int, adapter_tensors: int, steps: int) -> int:
-    """Estimate the last checkpoint: adapter and AdamW moments in fp32, tensor names, and a log line per step."""
-    return adapter_parameters * _ADAMW_VALUES * _FP32_BYTES + adapter_tensors * 1000 + steps * 280 + 20_000
+def estimate_checkpoint_bytes(config: TrainerConfig, sizes: ModelSizes, steps: int) -> int:
+    """Estimate the last checkpoint: adapter, moments of AdamW, tensor names, and a log line per step."""
+    adapter_bytes = sizes.adapter_parameters * _FP32_BYTES
+    return adapter_bytes + _estimate_moment_bytes(config, sizes) + sizes.adapter_tensors * 1000 + steps * 280 + 20_000
+
+
+def _estimate_moment_bytes(config: TrainerConfig, sizes: ModelSizes) -> int:
+    is_8bit = config.training.optimizer != "adamw"
+    parameters_8bit = sizes.adapter_parameters - sizes.small_adapter_parameters if is_8bit else 0
+    other_parameters = sizes.adapter_parameters - parameters_8bit
+    return other_parameters * _MOMENT_BYTES + round(parameters_8bit * _MOMENT_BYTES_8BIT)

@@ -13,9 +13,11 @@ from typing import Any
 
 import datasets
 import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer
 
 from finetune_trainer.checkpoints.layout import COUNTS_NAME, FOLD_LOSSES_KEY
+from finetune_trainer.contract import Training
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.modeling.sharding import average_gradients, is_sharded
@@ -24,6 +26,7 @@ from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.energy import EnergyMeter
 from finetune_trainer.training.reference_adapter import REFERENCE_ADAPTER
 from finetune_trainer.training.row_losses import RowLossHistory
+from finetune_trainer.training.schedule import build_schedule
 from finetune_trainer.training.step_stop import StepEvaluation
 
 _STOP_EVALUATION_KEY = "stopEvaluation"
@@ -114,6 +117,7 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
         if self._averages_gradients:
             # Without DistributedDataParallel, which does not accept sharded weights.
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.schedule_settings: Training | None = None
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
         return dataset  # TRL would tokenize, truncate and drop rows
@@ -121,6 +125,16 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
     def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler[int]:
         sampler: torch.utils.data.Sampler[int] = self.row_sampler or super()._get_train_sampler(*args)
         return sampler
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Return the schedule of `schedule_settings`, if transformers does not have it, or else that of `args`."""
+        settings = self.schedule_settings
+        schedule = None if settings is None else build_schedule(settings, num_training_steps)
+        if schedule is None:
+            transformers_schedule: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            return transformers_schedule
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, schedule.compute_factor)
+        return self.lr_scheduler
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: checkpoints need none, and TRL's imports a tracker."""

@@ -10,7 +10,18 @@ import torch
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import topology
 from finetune_trainer.modeling.precision import resolve_precision
+from finetune_trainer.training.schedule import count_warmup_steps
 from finetune_trainer.training.steps import count_optimizer_steps, resolve_accumulation
+
+_SCHEDULERS = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant_with_warmup",
+    "warmupStableDecay": "warmup_stable_decay",  # `TokenizedTrainer` uses the schedule of `training.schedule` instead
+}
+"""The name in transformers, by `training.scheduler`."""
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw8bit": "adamw_8bit", "pagedAdamw8bit": "paged_adamw_8bit"}
+"""The name in transformers, by `training.optimizer`."""
 
 
 def build_common_arguments(config: TrainerConfig, row_count: int, work_dir: Path) -> dict[str, Any]:
@@ -26,15 +37,14 @@ def build_common_arguments(config: TrainerConfig, row_count: int, work_dir: Path
         "gradient_accumulation_steps": resolve_accumulation(training, topology.world_size()),
         "gradient_checkpointing": training.gradient_checkpointing,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": "constant_with_warmup" if training.scheduler == "constant" else training.scheduler,
-        # In steps, because a ratio is rounded up to all steps of a short run. The first step has a rate of zero.
-        "warmup_steps": min(round(steps * training.warmup_ratio), steps - 1),
+        "lr_scheduler_type": _SCHEDULERS[training.scheduler],
+        "warmup_steps": count_warmup_steps(training, steps),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         # TRL would add the load-balancing loss of a mixture of experts to each micro-batch, undivided: the loss would
         # depend on the gradient accumulation and not be a cross-entropy. It also crashes for GraniteMoeHybrid.
         "router_aux_loss_coef": 0.0,
-        "optim": "adamw_torch_fused",
+        "optim": _OPTIMIZERS[training.optimizer],
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not has_gpu,

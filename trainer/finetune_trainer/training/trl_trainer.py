@@ -161,6 +161,7 @@ def build_trainer(inputs: TrainerInputs) -> TokenizedTrainer:
     initial_weights = {name: weight.data.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     method = get_method(inputs.config)
     trainer = method.build_trainer(inputs)
+    trainer.schedule_settings = inputs.config.training
     for name, weight in model.named_parameters():
         if name in initial_weights:
             weight.data = initial_weights[name]

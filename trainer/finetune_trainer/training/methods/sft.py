@@ -12,6 +12,7 @@ from finetune_trainer.data.row_columns import RowColumns
 from finetune_trainer.data.row_schema import TokenColumns
 from finetune_trainer.data.row_types import Row
 from finetune_trainer.distributed import topology
+from finetune_trainer.modeling import kernels
 from finetune_trainer.modeling.language_part import is_head_in_decoder
 from finetune_trainer.training import packing
 from finetune_trainer.training.methods.base import Collator, TrainingMethod, build_row_sampler
@@ -85,6 +86,7 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
 
     from finetune_trainer.training.trl_arguments import build_common_arguments
 
+    is_loss_fused = kernels.fuses_loss(inputs.config, inputs.loaded.model.get_base_model())
     return SFTConfig(
         **build_common_arguments(inputs.config, row_count, inputs.work_dir),
         # The rows are prepared: TRL would truncate those longer than 1024 tokens and drop some without a message.
@@ -94,7 +96,11 @@ def _build_config(inputs: TrainerInputs, row_count: int) -> SFTConfig:
         padding_free=False,
         # The column with the rows of a packed sequence is needed.
         remove_unused_columns=inputs.config.training.effective_batching != "packed",
-        loss_type=_choose_loss_type(inputs),
+        loss_type="nll" if is_loss_fused else _choose_loss_type(inputs),
+        # TRL then expects a loss without logits. Liger's kernels are in the model already; applied again, they change
+        # nothing.
+        use_liger_kernel=is_loss_fused,
+        liger_kernel_config=kernels.list_liger_options(is_loss_fused),
     )
 
 

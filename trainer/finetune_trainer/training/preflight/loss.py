@@ -87,11 +87,14 @@ class LossCheck:
             trainer_loss = self._compute_trainer_loss(reference)
             if self._is_within_tolerance(trainer_loss, reference.mean):
                 return trainer_loss
+        advice = "use another training.backend, or a base model of another architecture"
+        if self.sample.config.training.kernels == "liger":
+            advice = "set training.kernels to standard"
         raise TrainerError(
             Reason.MODEL_UNSUPPORTED,
             f"the trainer's loss for {self.sample.model_class} is {trainer_loss:.6g}, but the cross-entropy of the "
             f"model's own logits is {reference.mean:.6g}, so the training would not minimize the loss of the model; "
-            "use another training.backend, or a base model of another architecture",
+            + advice,
         )
 
     def _check_padding(self, reference_loss: float) -> list[PreflightFinding]:
