@@ -17,7 +17,8 @@ from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.data_sources import check_files_unchanged
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
-from finetune_trainer.training.scratch_needs import ModelSizes, list_training_parts, measure_sizes
+from finetune_trainer.training.model_shape import ModelShape, measure_shape
+from finetune_trainer.training.scratch_needs import list_training_parts
 from finetune_trainer.training.steps import count_optimizer_steps
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class CheckedModel:
     tokenizer: PreTrainedTokenizerBase
     max_positions: int | None
     """Maximum length of a text in tokens, if it is limited."""
-    sizes: ModelSizes
-    """Parameters of the model and its adapter."""
+    shape: ModelShape
+    """Sizes of the model and its adapter. Its parameters are those of its class."""
     template_date: date | None = None
     """Date that the chat template writes as the current one, or None if it cannot write any."""
 
@@ -99,11 +100,24 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
     # The first one has quantized layers now, whose weights DoRA would read.
-    sizes = measure_sizes(config, build_meta_model(model_config), files.model_dir)
+    shape = measure_shape(config, build_meta_model(model_config), files.model_dir)
     if not can_write_date(tokenizer):
-        return CheckedModel(tokenizer, max_positions, sizes)
+        return CheckedModel(tokenizer, max_positions, shape)
     log.info("the chat template can write the current date: rows and prompts then have %s", template_date)
-    return CheckedModel(tokenizer, max_positions, sizes, template_date)
+    return CheckedModel(tokenizer, max_positions, shape, template_date)
+
+
+def check_memory(config: TrainerConfig, model: CheckedModel, dataset: PreparedData, backend: str) -> None:
+    """Log the memory that the run is predicted to need. Raise `OUT_OF_MEMORY` if the GPU cannot have enough."""
+    from finetune_trainer.modeling.positions import limit_max_length
+    from finetune_trainer.training import memory_check
+    from finetune_trainer.training.fitting_settings import RunSize
+    from finetune_trainer.training.row_lengths import measure_lengths
+
+    lengths = measure_lengths(dataset.dataset)
+    size = RunSize(model.shape, lengths, topology.world_size(), topology.is_sharded())
+    limited = limit_max_length(config, model.max_positions)
+    memory_check.check_memory(limited, size, backend, memory_check.measure_capacity())
 
 
 def list_remaining_parts(resolved: ResolvedInputs, model: CheckedModel, dataset: PreparedData) -> dict[str, int]:
@@ -113,7 +127,7 @@ def list_remaining_parts(resolved: ResolvedInputs, model: CheckedModel, dataset:
     config, weights_bytes = resolved.config, resolved.model.size - resolved.model.settings_size
     steps = count_optimizer_steps(config.training, len(dataset.dataset), topology.world_size())
     bytes_per_parameter = get_dtype(resolve_precision(config)).itemsize
-    return {"weights": weights_bytes, **list_training_parts(config, model.sizes, steps, bytes_per_parameter)}
+    return {"weights": weights_bytes, **list_training_parts(config, model.shape.sizes, steps, bytes_per_parameter)}
 
 
 def prepare_data(

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs.base_model import HubModelSource, lists_all_weights
 from finetune_trainer.inputs.resolve import ResolvedInputs
-from finetune_trainer.modeling.lora import list_adapter_sizes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +26,6 @@ class ModelSizes:
     parameters: int
     adapter_parameters: int
     adapter_tensors: int
-
-
-def measure_sizes(config: TrainerConfig, meta_model: PreTrainedModel, model_dir: Path) -> ModelSizes:
-    """Return the sizes of a model on the `meta` device, which gets an adapter."""
-    parameters, adapter_sizes = meta_model.num_parameters(), list_adapter_sizes(config, meta_model, model_dir)
-    return ModelSizes(parameters, sum(adapter_sizes), len(adapter_sizes))
 
 
 def list_download_parts(resolved: ResolvedInputs, model_bytes: int) -> dict[str, int]:
