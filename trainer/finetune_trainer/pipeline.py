@@ -150,10 +150,17 @@ def choose_template_date(output: OutputPrefix) -> date:
 
 
 def prepare_inputs(
-    download: Future[DownloadedInputs], resolved: ResolvedInputs, template_date: date, backend: str, context: RunContext
+    download: Future[DownloadedInputs],
+    resolved: ResolvedInputs,
+    template_date: date,
+    backend: str | None,
+    context: RunContext,
 ) -> PreparedInputs:
     """Wait for the download, check the model's files, prepare the dataset and download the weights. One rank of each
-    node does this. An error in the data, or too little memory, ends the run before the weights are downloaded."""
+    node does this. An error in the data, or too little memory, ends the run before the weights are downloaded.
+
+    `backend` is the one that trains. Without training it is None, and the memory is not checked.
+    """
     from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
@@ -163,7 +170,8 @@ def prepare_inputs(
     model = input_preparation.check_model(config, files, template_date)
     dataset = input_preparation.prepare_data(config, files, model, context.work_dir, context.recorder.record_dataset)
     context.recorder.record_rejected_rows(dataset.rejected_examples)
-    input_preparation.check_memory(config, model, dataset, backend)
+    if backend:
+        input_preparation.check_memory(config, model, dataset, backend)
     check_disk_space(context.work_dir, input_preparation.list_remaining_parts(resolved, model, dataset))
     context.enter_stage(Stage.DOWNLOADING)
     files = resolve.fetch_weights(resolved, files)
@@ -381,7 +389,7 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     from finetune_trainer.publishing import merge, merge_check
 
     template_date = published.manifest.template_date or get_current_date()
-    inputs = prepare_inputs(download, resolved.inputs, template_date, backend, context)
+    inputs = prepare_inputs(download, resolved.inputs, template_date, None, context)
     model_dir = inputs.files.model_dir
     adapter_dir = resolved.output.download_adapter(published, context.work_dir / "adapter")
     model = loading.load_with_tokenizer(config, model_dir, backend, adapter_dir)

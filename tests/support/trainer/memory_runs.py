@@ -169,11 +169,15 @@ def _train(settings: TrainerConfig, loaded: LoadedModel, prepared: PreparedData,
 
 
 def _evaluate(settings: TrainerConfig, loaded: LoadedModel, tokens: int) -> None:
+    """Measure losses and generate answers, under autocast as on a GPU."""
+    import torch
+
     from finetune_trainer.modeling.batch_limits import limit_loss_tokens
     from finetune_trainer.modeling.generation import TextGenerator
     from finetune_trainer.modeling.likelihood import LabeledTokens, compute_losses
 
     rows: Sequence[list[int]] = [[10 + (row + index) % 400 for index in range(tokens)] for row in range(8)]
     limit = limit_loss_tokens(settings, None)
-    compute_losses(loaded.model, [LabeledTokens(row, row) for row in rows], lambda: None, limit)
-    TextGenerator(loaded.model, loaded.tokenizer, NEW_TOKENS).generate(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.training.precision == "bf16"):
+        compute_losses(loaded.model, [LabeledTokens(row, row) for row in rows], lambda: None, limit)
+        TextGenerator(loaded.model, loaded.tokenizer, NEW_TOKENS).generate(rows)

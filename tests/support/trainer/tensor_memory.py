@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class TensorCounter(TorchDispatchMode):
+class TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's methods have no types
     """Counts the storages of the tensors that operators return in the block, until they are freed.
 
     Buffers that a kernel allocates and frees within an operator are not counted.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, int] = {}
         self.bytes = 0
         self.peak = 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import yaml
 from tests.support.trainer.model_shapes import LLAMA_8B, make_config
@@ -18,7 +20,7 @@ from tests.support.trainer.tiny_training import TrainingRequest, train
 
 from finetune_trainer.checkpoints.store import list_files
 from finetune_trainer.config.loader import load_manifest
-from finetune_trainer.contract import Reason
+from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
 from finetune_trainer.pipeline import run
@@ -67,12 +69,16 @@ class TestPlanAgainstRun:
         with pytest.raises(TrainerError, match="unsloth supports a single process only"):
             build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, RunResources(world_size=2))
 
-    def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+    def test_plan_counts_match_run(
+        self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         job_config = load_manifest(job(ROWS, lora={"rank": 8}))
         plan = build_plan(job_config, tmp_path)
         assert not s3.list_keys(f"s3://results/{tmp_path.name}")
-        done = run(resolve_run(job_config), tmp_path, OutcomeRecorder(ProgressReporter()))
+        with caplog.at_level(logging.INFO):
+            done = run(resolve_run(job_config), tmp_path, OutcomeRecorder(ProgressReporter()))
         assert done.result
+        assert re.search("memory: predicted .* for base model and adapter of .* of host memory", caplog.text)
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
         evaluation = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
         assert "loss" in [finding["check"] for finding in evaluation["preflight"]]
@@ -112,6 +118,19 @@ class TestPlanAgainstRun:
         saved = list_files(tmp_path / "trainer" / f"checkpoint-{steps}")
         planned = estimates.estimate_checkpoint_bytes(compute_model_shape(request.config, model_dir), steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
+
+    def test_run_larger_than_host_ends_before_weights_are_downloaded(
+        self, job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small = psutil.virtual_memory()._replace(total=100_000)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+        recorder = OutcomeRecorder(ProgressReporter())
+        with pytest.raises(
+            TrainerError, match=r"needs about .* of host memory .*, but there are 97\.7 KiB; "
+        ) as caught:
+            run(resolve_run(load_manifest(job(ROWS))), tmp_path, recorder)
+        assert caught.value.reason is Reason.OUT_OF_MEMORY
+        assert recorder.progress.get_latest().stage is Stage.PREPARING
 
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
     def test_plan_cross_validation_counts_all_trainings(

@@ -171,11 +171,17 @@ def build_series_plan(
     with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
         plan = _assemble_plan(inputs, resources, 0)
         _check_scratch(plan, resources.scratch_size)
-        return plan, [_measure_variant(inputs, plan, variant, resources.is_sharded) for variant in variants]
+        size = _measure_size(inputs, resources)
+        return plan, [_measure_variant(inputs, plan, variant, size) for variant in variants]
+
+
+def _measure_size(inputs: inspection.InspectedInputs, resources: RunResources) -> RunSize:
+    lengths = measure_lengths(inputs.prepared.dataset)
+    return RunSize(inputs.shape, lengths, resources.world_size, resources.is_sharded)
 
 
 def _measure_variant(
-    inputs: inspection.InspectedInputs, plan: Plan, variant: TrainerConfig, is_sharded: bool
+    inputs: inspection.InspectedInputs, plan: Plan, variant: TrainerConfig, size: RunSize
 ) -> RunLength:
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
@@ -199,9 +205,7 @@ def _measure_variant(
         steps=steps,
         rows_per_step=rows_per_step,
         estimated_seconds={gpu: each / plan.workers for gpu, each in seconds.items()},
-        estimated_memory=RunSize(shape, measure_lengths(inputs.prepared.dataset), plan.workers, is_sharded)
-        .estimate(config)
-        .total,
+        estimated_memory=replace(size, shape=shape).estimate(config).total,
     )
 
 
@@ -253,7 +257,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, 
     prepared, shape, configured_length = inputs.prepared, inputs.shape, inputs.config.model.max_length
     config = limit_max_length(inputs.config, shape.max_positions)
     training, world_size = config.training, resources.world_size
-    size = RunSize(shape, measure_lengths(prepared.dataset), world_size, resources.is_sharded)
+    size = _measure_size(inputs, resources)
     steps, per_epoch, tokens = _count_steps_and_tokens(config, prepared, world_size)
     memory, seconds = size.estimate(config), estimates.estimate_seconds(config, shape, tokens)
     scratch_parts = estimates.estimate_scratch(config, shape, steps[-1], inputs.list_stored_parts())

@@ -29,12 +29,16 @@ FREE_SHARE = 1.1
 """Factor on the estimate that leaves room for its errors."""
 CONTEXT_BYTES = 1_500_000_000
 """CUDA context, workspaces of its libraries, and fragmentation of the allocator."""
-_CHUNK_LOGIT_BYTES = 12
-"""Logits in fp32, their logarithmic probabilities and the gradient."""
+_CHUNK_LOGIT_BYTES = 16
+"""TRL's chunked loss: logits, logarithmic probabilities, probabilities and their product, all in fp32."""
 _FULL_LOGIT_BYTES = {2: 14, 4: 12}
 """By bytes per value: the logits in fp32, their logarithmic probabilities and the gradient, and those in 16 bits."""
-_LOSS_LOGIT_BYTES = 12
-"""Without gradients: the logits in the precision of the model and in fp32, and their logarithmic probabilities."""
+_LOSS_LOGIT_BYTES = {2: 10, 4: 8}
+"""Without gradients: the logits in fp32 and their logarithmic probabilities, and those in 16 bits."""
+_PROBE_LOGIT_BYTES = 16
+"""The export compares the logits of the adapter in memory and on disk, in fp32: both, their difference and its absolute
+value."""
+_PROBE_TOKENS = 32
 _FP32_BYTES = 4
 _MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2, "pagedAdamw8bit": 2}
 """Two moments for each parameter of the adapter. Those in 8 bits have a scale for each block of 256 values."""
@@ -147,7 +151,7 @@ def estimate_memory(
         logits=logits,
         context=CONTEXT_BYTES,
         training=resident + adapter + stored + max(work, logits),
-        load=base + CONTEXT_BYTES + max(adapter_weights, _estimate_read_bytes(config, shape, width)),
+        load=base + CONTEXT_BYTES + max(adapter_weights, _estimate_read_bytes(config, shape)),
         evaluation=evaluation,
         export=_estimate_export_bytes(config, shape, evaluation, resident + adapter_weights),
     )
@@ -226,9 +230,9 @@ def _estimate_mask_bytes(rows: RowTokens, width: int, copies: int) -> int:
 def _estimate_logit_bytes(config: TrainerConfig, shape: ModelShape, rows: RowTokens) -> int:
     """Estimate the logits with their gradient. A chunked loss holds those of one chunk."""
     method = get_method(config)
-    if method.chunks_logits:
-        return LOGIT_CHUNK_TOKENS * shape.vocab_size * _CHUNK_LOGIT_BYTES
     tokens = rows.per_pass * method.sequences_per_row
+    if method.chunks_logits:
+        return min(LOGIT_CHUNK_TOKENS, tokens) * shape.vocab_size * _CHUNK_LOGIT_BYTES
     return tokens * shape.vocab_size * _FULL_LOGIT_BYTES[get_value_bytes(config)]
 
 
@@ -237,7 +241,7 @@ def _estimate_evaluation_bytes(config: TrainerConfig, shape: ModelShape, rows: R
     width = get_value_bytes(config)
     loss_tokens = max(rows.longest, min(limit_loss_tokens(config, shape.max_positions), rows.per_pass))
     layer = _estimate_forward_bytes(shape, width)
-    logits = min(LOGIT_CHUNK_TOKENS, loss_tokens) * shape.vocab_size * _LOSS_LOGIT_BYTES
+    logits = min(LOGIT_CHUNK_TOKENS, loss_tokens) * shape.vocab_size * _LOSS_LOGIT_BYTES[width]
     losses = loss_tokens * shape.hidden_size * width + max(loss_tokens * layer, logits)
     if not (config.evaluation.task or config.evaluation.sample_prompts):
         return losses
@@ -245,10 +249,11 @@ def _estimate_evaluation_bytes(config: TrainerConfig, shape: ModelShape, rows: R
 
 
 def _estimate_forward_bytes(shape: ModelShape, width: int) -> int:
-    """Estimate what a layer needs of a token without gradients: the larger of the feed-forward layer with its adapters,
-    whose inputs are converted to 32 bits, and attention."""
-    feed_forward = shape.intermediate_size * (3 * width + _FP32_BYTES * (width == 2))
-    attention = width * (2 * shape.attention_size + 2 * shape.key_value_size) + _FP32_BYTES * shape.hidden_size
+    """Estimate what a layer needs of a token without gradients: the input of the layer and that of the norm, and the
+    larger of attention and of the feed-forward layer. The latter has the activation of the gate, the result of the base
+    model, that of the adapter, and their sum."""
+    feed_forward = 4 * width * shape.intermediate_size
+    attention = width * (3 * shape.attention_size + 2 * shape.key_value_size) + _FP32_BYTES * shape.hidden_size
     return 2 * width * shape.hidden_size + max(feed_forward, attention)
 
 
@@ -259,25 +264,21 @@ def _estimate_answer_bytes(config: TrainerConfig, shape: ModelShape, rows: RowTo
     cache = 2 * shape.num_layers * shape.key_value_size * tokens * width
     prompts = max(tokens // answered_tokens, 1)
     prompt_tokens = prompts * rows.longest
-    logits = prompts * shape.vocab_size * _LOSS_LOGIT_BYTES
+    logits = prompts * shape.vocab_size * _LOSS_LOGIT_BYTES[width]
     return cache + prompt_tokens * (layer + shape.hidden_size * width) + logits
 
 
-def _estimate_read_bytes(config: TrainerConfig, shape: ModelShape, width: int) -> int:
-    """Estimate what loading needs besides the loaded weights: the tensor that is read, or that is quantized."""
-    largest = shape.largest_weight if config.model.quantization == "none" else shape.largest_linear
-    return largest * width
+def _estimate_read_bytes(config: TrainerConfig, shape: ModelShape) -> int:
+    """Estimate what loading needs besides the loaded weights. Each tensor is read to its place; one that is quantized
+    is there in 16 bits as well."""
+    return shape.largest_linear * get_value_bytes(config) if config.model.quantization != "none" else 0
 
 
 def _estimate_export_bytes(config: TrainerConfig, shape: ModelShape, evaluation: int, resident: int) -> int:
-    """Estimate the export. A merge measures the losses of the evaluation, then adds the adapter to one layer after the
-    other in 32 bits: the weight, its copy, the update and the sum."""
+    """Estimate the export, which loads the adapter once more to compare its logits. A merge measures the losses of the
+    evaluation, then adds the adapter to one layer after the other in 32 bits: the weight, its copy, the update and the
+    sum."""
+    probes = shape.trainable * _FP32_BYTES + _PROBE_TOKENS * shape.vocab_size * _PROBE_LOGIT_BYTES
     if not config.output.merged:
-        return resident
-    return max(evaluation, resident + shape.largest_linear * 4 * _FP32_BYTES)
-
-
-def list_parts(memory: MemoryEstimate) -> Mapping[str, int]:
-    """Return the uses of the training by name."""
-    names = ("base", "gathered", "adapter", "activations", "logits", "context")
-    return {name: vars(memory)[name] for name in names if vars(memory)[name]}
+        return resident + probes
+    return max(evaluation, resident + max(probes, shape.largest_linear * 4 * _FP32_BYTES))

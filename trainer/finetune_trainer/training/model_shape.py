@@ -30,8 +30,6 @@ class ModelShape:
     """Parameters of the linear layers except the output head, which are the ones that are quantized."""
     layer_parameters: int
     """Parameters of one layer of the language part."""
-    largest_weight: int
-    """Parameters of the largest tensor."""
     largest_linear: int
     """Parameters of the largest linear layer except the output head."""
     trainable: int
@@ -78,7 +76,6 @@ def measure_shape(
         parameters=parameters or sum(parameter_sizes.values()),
         quantizable=sum(linear_sizes),
         layer_parameters=sum(layer_sizes) // num_layers,
-        largest_weight=max(parameter_sizes.values()),
         largest_linear=max(linear_sizes, default=0),
         trainable=sum(adapter_sizes),
         adapter_tensors=len(adapter_sizes),
