@@ -35,6 +35,8 @@ _FULL_LOGIT_BYTES = {2: 14, 4: 12}
 """By bytes per value: the logits in fp32, their logarithmic probabilities and the gradient, and those in 16 bits."""
 _LOSS_LOGIT_BYTES = {2: 10, 4: 8}
 """Without gradients: the logits in fp32 and their logarithmic probabilities, and those in 16 bits."""
+_FEW_LOGIT_BYTES = 12
+"""Of a batch that is not larger than a chunk, the logits of all tokens and a copy of those of supervised tokens."""
 _PROBE_LOGIT_BYTES = 16
 """The export compares the logits of the adapter in memory and on disk, in fp32: both, their difference and its absolute
 value."""
@@ -241,7 +243,8 @@ def _estimate_evaluation_bytes(config: TrainerConfig, shape: ModelShape, rows: R
     width = get_value_bytes(config)
     loss_tokens = max(rows.longest, min(limit_loss_tokens(config, shape.max_positions), rows.per_pass))
     layer = _estimate_forward_bytes(shape, width)
-    logits = min(LOGIT_CHUNK_TOKENS, loss_tokens) * shape.vocab_size * _LOSS_LOGIT_BYTES[width]
+    logit_bytes = _FEW_LOGIT_BYTES if loss_tokens <= LOGIT_CHUNK_TOKENS else _LOSS_LOGIT_BYTES[width]
+    logits = min(LOGIT_CHUNK_TOKENS, loss_tokens) * shape.vocab_size * logit_bytes
     losses = loss_tokens * shape.hidden_size * width + max(loss_tokens * layer, logits)
     if not (config.evaluation.task or config.evaluation.sample_prompts):
         return losses
