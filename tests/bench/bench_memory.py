@@ -40,6 +40,7 @@ def list_cases() -> Iterator[MemoryCase]:
     yield MemoryCase("int8", sizes=_LARGE_WEIGHTS, training=weights, quantization="int8", tokens=128)
     yield MemoryCase("adapter on queries and values", training={**plain, **_SPARSE})
     yield MemoryCase("dpo", training={**plain, "method": "dpo", "batchSize": 2}, tokens=128)
+    yield MemoryCase("padded rows", training={**plain, "batchSize": 2}, tokens=1024, pads=True)
     yield MemoryCase("long row", training={**plain, "batchSize": 1}, tokens=2048)
 
 

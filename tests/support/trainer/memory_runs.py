@@ -37,6 +37,8 @@ class MemoryCase:
     quantization: str = "none"
     tokens: int = 256
     """Tokens of each row."""
+    pads: bool = False
+    """Whether every fourth row has half as many tokens, so that batches have padding."""
     merges: bool = False
 
     @property
@@ -87,7 +89,8 @@ class MemoryCase:
 
     def _make_columns(self, count: int) -> dict[str, list[list[int]]]:
         def make_ids(start: int, length: int) -> list[list[int]]:
-            return [[10 + (start + row + index) % 400 for index in range(length)] for row in range(count)]
+            lengths = [length // 2 if self.pads and row % 4 == 3 else length for row in range(count)]
+            return [[10 + (start + row + index) % 400 for index in range(each)] for row, each in enumerate(lengths)]
 
         if self.config.training.method == "sft":
             return {"input_ids": make_ids(0, self.tokens), "labels": make_ids(0, self.tokens)}
