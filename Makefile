@@ -16,7 +16,7 @@ PARALLEL := --numprocesses=logical --maxprocesses=4
 # Clusters are independent of the checkout, so several can run at once: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-operator bench-trainer bench-prepare bench-sharding bench-verdicts bench-gpu test-gpu test-matrix
+.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -88,6 +88,9 @@ bench-prepare: setup ## rows per second and memory of data preparation, by hand 
 
 bench-sharding: setup ## memory of each rank while it loads a sharded base model, by hand; 3 minutes
 	@$(RUN) python -m tests.bench.bench_sharding
+
+bench-memory: setup ## count peak memory by phase on the CPU, compared with the prediction of plan, by hand; 15 minutes
+	@OMP_NUM_THREADS=1 $(RUN) python -m tests.bench.bench_memory
 
 bench-verdicts: setup ## measure how often the verdicts on bias and overfitting are right, over 20 seeds, by hand; hours on a CPU
 	@$(RUN) python -m tests.bench.bench_verdicts

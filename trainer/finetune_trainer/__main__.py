@@ -181,9 +181,7 @@ def _print_run_plan(args: argparse.Namespace) -> Outcome:
     build_plan = plan.build_checked_plan if args.check else plan.build_plan
     try:
         with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, which is for the plan
-            resources = plan.RunResources(
-                loader.read_world_size(args.manifest), loader.read_scratch_size(args.manifest)
-            )
+            resources = plan.read_resources(args.manifest)
             run_plan = build_plan(config, app.resolve_scratch(args), resources, args.show_rows)
     except plan.CheckFailedError as error:
         print(format_plan(error.plan))

@@ -17,13 +17,16 @@ from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.data_sources import check_files_unchanged
 from finetune_trainer.inputs.resolve import DownloadedInputs
-from finetune_trainer.training.scratch_needs import ModelSizes, list_training_parts, measure_sizes
+from finetune_trainer.training.model_shape import ModelShape, measure_shape
+from finetune_trainer.training.scratch_needs import list_training_parts
 from finetune_trainer.training.steps import count_optimizer_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune_trainer.data.preparation import PreparedData
+    from finetune_trainer.training.batching import Lengths
+    from finetune_trainer.training.fitting_settings import RunSize
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +38,8 @@ class CheckedModel:
     tokenizer: PreTrainedTokenizerBase
     max_positions: int | None
     """Maximum length of a text in tokens, if it is limited."""
-    sizes: ModelSizes
-    """Parameters of the model and its adapter."""
+    shape: ModelShape
+    """Sizes of the model and its adapter. Its parameters are those of its class."""
     template_date: date | None = None
     """Date that the chat template writes as the current one, or None if it cannot write any."""
 
@@ -103,11 +106,43 @@ def check_model(config: TrainerConfig, files: DownloadedInputs, template_date: d
     loading.check_vocabulary(tokenizer, model_config.get_text_config().vocab_size)
     max_positions = positions.get_max_positions(model_config)
     # The first one has quantized layers now, whose weights DoRA would read.
-    sizes = measure_sizes(config, build_meta_model(model_config), files.model_dir)
+    shape = measure_shape(config, build_meta_model(model_config), files.model_dir)
     if not can_write_date(tokenizer):
-        return CheckedModel(tokenizer, max_positions, sizes)
+        return CheckedModel(tokenizer, max_positions, shape)
     log.info("the chat template can write the current date: rows and prompts then have %s", template_date)
-    return CheckedModel(tokenizer, max_positions, sizes, template_date)
+    return CheckedModel(tokenizer, max_positions, shape, template_date)
+
+
+def check_base_memory(config: TrainerConfig, model: CheckedModel, backend: str) -> None:
+    """Raise `OUT_OF_MEMORY` if the GPU has too little memory whatever the rows are: they count as one token."""
+    import numpy as np
+
+    from finetune_trainer.modeling.positions import limit_max_length
+    from finetune_trainer.training import memory_check
+
+    limited, capacity = limit_max_length(config, model.max_positions), memory_check.measure_capacity()
+    shortest, longest = (_build_run_size(model, np.array([length])) for length in (1, limited.model.max_length))
+    prediction = memory_check.predict_memory(limited, shortest, backend, capacity)
+    memory_check.check_memory(prediction, capacity, longest)
+
+
+def check_memory(config: TrainerConfig, model: CheckedModel, dataset: PreparedData, backend: str) -> None:
+    """Log the memory that the run is predicted to need. Raise `OUT_OF_MEMORY` if the GPU cannot have enough."""
+    from finetune_trainer.modeling.positions import limit_max_length
+    from finetune_trainer.training import memory_check
+    from finetune_trainer.training.batching import measure_lengths
+
+    limited, capacity = limit_max_length(config, model.max_positions), memory_check.measure_capacity()
+    size = _build_run_size(model, measure_lengths(dataset.dataset))
+    prediction = memory_check.predict_memory(limited, size, backend, capacity)
+    memory_check.check_memory(prediction, capacity, size)
+    memory_check.log_memory(prediction, capacity)
+
+
+def _build_run_size(model: CheckedModel, lengths: Lengths) -> RunSize:
+    from finetune_trainer.training.fitting_settings import RunSize
+
+    return RunSize(model.shape, lengths, topology.world_size(), topology.is_sharded())
 
 
 def _check_shardable(meta_model: PreTrainedModel) -> None:
@@ -125,7 +160,7 @@ def list_remaining_parts(
 
     steps = count_optimizer_steps(config.training, len(dataset.dataset), topology.world_size())
     bytes_per_parameter = get_dtype(resolve_precision(config)).itemsize
-    return {"weights": weights_bytes, **list_training_parts(config, model.sizes, steps, bytes_per_parameter)}
+    return {"weights": weights_bytes, **list_training_parts(config, model.shape.sizes, steps, bytes_per_parameter)}
 
 
 def prepare_data(

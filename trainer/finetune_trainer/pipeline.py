@@ -95,7 +95,7 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         download = start_download(resolved.inputs, context)  # in the background
         backend = import_backend(resolved.inputs, context)  # meanwhile: it takes seconds
         collectives.init_process_group(context.progress.heartbeat)
-        prepare = partial(prepare_inputs, download, resolved.inputs, choose_template_date(output), context)
+        prepare = partial(prepare_inputs, download, resolved.inputs, choose_template_date(output), backend, context)
         inputs = collectives.run_on_local_rank_zero(prepare, context.work_dir, context.progress.heartbeat)
         model = load_model(inputs, backend, context)
         store = _open_checkpoint_store(inputs, output)
@@ -152,10 +152,17 @@ def choose_template_date(output: OutputPrefix) -> date:
 
 
 def prepare_inputs(
-    download: Future[DownloadedInputs], resolved: ResolvedInputs, template_date: date, context: RunContext
+    download: Future[DownloadedInputs],
+    resolved: ResolvedInputs,
+    template_date: date,
+    backend: str | None,
+    context: RunContext,
 ) -> PreparedInputs:
     """Wait for the download, check the model's files, and prepare the dataset while the weights are downloaded. One
-    rank of each node does this. An error in the data stops the download of the weights."""
+    rank of each node does this. An error in the data, or too little memory, stops the download of the weights.
+
+    `backend` is the one that trains. Without training it is None, and the memory is not checked.
+    """
     from finetune_trainer.modeling.positions import limit_max_length
 
     config, files = context.config, download.result()
@@ -164,9 +171,13 @@ def prepare_inputs(
     context.enter_stage(Stage.PREPARING)
     model = input_preparation.check_model(config, files, template_date)
     recorder, work_dir = context.recorder, context.work_dir
+    if backend:
+        input_preparation.check_base_memory(config, model, backend)
     with start_weights_download(resolved, files) as weights:
         dataset = input_preparation.prepare_data(config, files, model, work_dir, recorder.record_dataset)
         recorder.record_rejected_rows(dataset.rejected_examples)
+        if backend:
+            input_preparation.check_memory(config, model, dataset, backend)
         remaining = input_preparation.list_remaining_parts(config, model, dataset, weights.missing_bytes)
         check_disk_space(work_dir, remaining)
         context.enter_stage(Stage.DOWNLOADING)
@@ -410,7 +421,7 @@ def _merge_published_adapter(published: PublishedResult, resolved: ResolvedRun, 
     from finetune_trainer.publishing import merge, merge_check
 
     template_date = published.manifest.template_date or get_current_date()
-    inputs = prepare_inputs(download, resolved.inputs, template_date, context)
+    inputs = prepare_inputs(download, resolved.inputs, template_date, None, context)
     model_dir = inputs.files.model_dir
     adapter_dir = resolved.output.download_adapter(published, context.work_dir / "adapter")
     model = loading.load_with_tokenizer(config, model_dir, backend, adapter_dir)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
+import yaml
+from tests.support.trainer.model_shapes import LLAMA_8B, make_config
 from tests.support.trainer.plan_jobs import PlanJobWriter
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config
 from tests.support.trainer.tiny_training import TrainingRequest, train
 
 from finetune_trainer.checkpoints.store import list_files
 from finetune_trainer.config.loader import load_manifest
-from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
 from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
-from finetune_trainer.planning.model_shape import ModelShape, compute_model_shape
+from finetune_trainer.planning.model_shape import compute_model_shape
 from finetune_trainer.planning.plan import CheckFailedError, RunResources, build_plan
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import count_parameters
@@ -34,17 +38,6 @@ if TYPE_CHECKING:
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
 AMBIGUOUS_TERMS = [["nurse", "doctor"], ["Nurse", "driver"]]
-LLAMA_8B = ModelShape(
-    parameters=8_030_261_248,
-    quantizable=6_979_321_856,
-    trainable=41_943_040,
-    adapter_tensors=448,
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    vocab_size=128_256,
-    key_value_size=1024,
-)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +69,16 @@ class TestPlanAgainstRun:
         with pytest.raises(TrainerError, match="unsloth supports a single process only"):
             build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, RunResources(world_size=2))
 
-    def test_plan_counts_match_run(self, job: Callable[..., Path], s3: S3Server, tmp_path: Path) -> None:
+    def test_plan_counts_match_run(
+        self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         job_config = load_manifest(job(ROWS, lora={"rank": 8}))
         plan = build_plan(job_config, tmp_path)
         assert not s3.list_keys(f"s3://results/{tmp_path.name}")
-        done = run(resolve_run(job_config), tmp_path, OutcomeRecorder(ProgressReporter()))
+        with caplog.at_level(logging.INFO):
+            done = run(resolve_run(job_config), tmp_path, OutcomeRecorder(ProgressReporter()))
         assert done.result
+        assert re.search("memory: predicted .* for base model and adapter of .* of host memory", caplog.text)
         result = json.loads(s3.get(f"s3://results/{tmp_path.name}/manifest.json"))
         evaluation = json.loads(s3.get(f"s3://results/{tmp_path.name}/evaluation.json"))
         assert "loss" in [finding["check"] for finding in evaluation["preflight"]]
@@ -128,6 +125,19 @@ class TestPlanAgainstRun:
         planned = estimates.estimate_checkpoint_bytes(request.config, shape, steps)
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
+    def test_run_larger_than_host_ends_before_weights_are_downloaded(
+        self, job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small = psutil.virtual_memory()._replace(total=100_000)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+        recorder = OutcomeRecorder(ProgressReporter())
+        with pytest.raises(
+            TrainerError, match=r"needs about .* of host memory .*, but there are 97\.7 KiB; "
+        ) as caught:
+            run(resolve_run(load_manifest(job(ROWS))), tmp_path, recorder)
+        assert caught.value.reason is Reason.OUT_OF_MEMORY
+        assert recorder.progress.get_latest().stage is Stage.PREPARING
+
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
     def test_plan_cross_validation_counts_all_trainings(
         self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, packing: bool
@@ -162,12 +172,16 @@ class TestPlanAgainstRun:
         assert caught.value.reason is Reason.CONFIG_INVALID
 
     def test_plan_text_is_readable_table(self, job: Callable[..., Path], model_dir: Path, tmp_path: Path) -> None:
-        lines = to_text(build_plan(load_manifest(job(ROWS)), tmp_path)).splitlines()
+        text, advice = to_text(build_plan(load_manifest(job(ROWS)), tmp_path)).split("\n\n")
+        lines = text.splitlines()
+        assert "# 16 GB, 24 GB, 40 GB, 80 GB, 141 GB: fits; faster with ~ 1.4 GiB" in advice
+        assert yaml.safe_load(advice)["training"]["gradientCheckpointing"] is False
         table = {label.strip(): value.strip() for label, value in (line.split("  ", 1) for line in lines)}
         assert table["rows read"] == "9"
         assert table["rejected: overlength"] == "1"
         assert table["base model"] == f"{count_parameters(model_dir):,} parameters"
         assert table["fits a GPU of"].startswith("~ 16 GB")
+        assert re.match("~ load .*, training .*, evaluation .*, export ", table["peak by phase"])
         assert re.match(
             r"at least .*: base model .*, data .*, prepared data .*, checkpoints .*, new adap", table["scratch"]
         )
@@ -238,63 +252,6 @@ def test_parameters_invalid_safetensors_is_refused(tmp_path: Path, content: byte
     with pytest.raises(TrainerError, match=expected_message) as caught:
         count_parameters(tmp_path)
     assert caught.value.reason is Reason.MODEL_INVALID
-
-
-def make_config(quantization: str = "none", **training: Any) -> TrainerConfig:
-    content = {
-        "model": {"uri": "s3://models/llama", "maxLength": 2048, "quantization": quantization},
-        "dataset": {"sources": [{"uri": "s3://data/x.jsonl"}]},
-        "training": {"maxSteps": 1, **training},
-        "output": {"uri": "s3://results/x"},
-    }
-    return TrainerConfig.model_validate(content)
-
-
-@pytest.mark.parametrize(
-    ("job_config", "smallest"),
-    [
-        (make_config(), 24),
-        (make_config("nf4"), 16),
-        (make_config("int8"), 16),
-        (make_config(precision="fp32"), 80),
-        (make_config(gradientCheckpointing=False), 80),
-        (make_config(batchSize=64), 141),
-        (make_config(batchSize=1024), None),
-    ],
-    ids=["16 bits", "nf4", "int8", "32 bits", "no recomputation", "large batch", "huge batch"],
-)
-def test_memory_estimate_8b_model_gives_smallest_gpu(job_config: TrainerConfig, smallest: int | None) -> None:
-    fits = estimates.estimate_memory(job_config, LLAMA_8B).fits_by_gpu_size()
-    assert next((size for size, enough in fits.items() if enough), None) == smallest
-
-
-def test_memory_estimate_reference_copy_adds_adapter_once() -> None:
-    new = make_config(method="dpo")
-    model = new.model.model_copy(update={"adapter_uri": "s3://adapters/first/"})
-    continued = new.model_copy(update={"model": model})
-    base = continued.model_copy(update={"training": new.training.model_copy(update={"reference": "base"})})
-    sizes = [estimates.estimate_memory(each, LLAMA_8B).adapter for each in (new, continued, base)]
-    assert sizes == [16 * LLAMA_8B.trainable, 20 * LLAMA_8B.trainable, 16 * LLAMA_8B.trainable]
-
-
-@pytest.mark.parametrize("training", [{}, {"batchSize": 8}, {"precision": "fp32"}], ids=str)
-def test_memory_estimate_losses_of_evaluation_need_no_more_than_training(training: dict[str, Any]) -> None:
-    memory = estimates.estimate_memory(make_config(**training), LLAMA_8B)
-    assert memory.base + memory.adapter + memory.context < memory.evaluation < memory.total
-
-
-def test_memory_estimate_counts_key_value_cache_of_answers() -> None:
-    job_config = make_config(batchSize=1)
-    answering = job_config.evaluation.model_copy(update={"sample_prompts": ["Who?"], "max_new_tokens": 2048})
-    job_config = job_config.model_copy(update={"evaluation": answering})
-    many_heads = replace(LLAMA_8B, key_value_size=4096)
-    memory = estimates.estimate_memory(job_config, many_heads)
-    assert memory.total == memory.evaluation
-    cache_bytes = (
-        memory.evaluation - estimates.estimate_memory(job_config, replace(many_heads, key_value_size=0)).evaluation
-    )
-    assert cache_bytes <= 2 * 32 * 4096 * 4096 * 2, "two values of 16 bits for each of 4096 tokens"
-    assert memory.evaluation > estimates.estimate_memory(job_config, LLAMA_8B).evaluation
 
 
 def test_time_estimate_grows_with_tokens_and_parameters() -> None:

@@ -13,7 +13,7 @@ from finetune_trainer.config import loader
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.planning import plan_text, series
-from finetune_trainer.planning.plan import RunResources
+from finetune_trainer.planning.plan import read_resources
 
 
 def format_series_plan(args: argparse.Namespace, kind: str, spec: Mapping[str, Any]) -> str:
@@ -26,7 +26,7 @@ def format_series_plan(args: argparse.Namespace, kind: str, spec: Mapping[str, A
     template = loader.load_template(args.manifest)
     build = series.plan_sweep if kind == "FineTuneSweep" else series.plan_schedule
     with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, which is for the plan
-        resources = RunResources(loader.read_world_size(args.manifest), loader.read_scratch_size(args.manifest))
+        resources = read_resources(args.manifest)
         plan = build(spec, template, app.resolve_scratch(args), resources)
     return (
         plan.model_dump_json(by_alias=True, indent=2)

@@ -131,6 +131,12 @@ def read_world_size(path: Path) -> int:
     return max(nodes, 1) * max(gpus, 1) if isinstance(nodes, int) and isinstance(gpus, int) else 1
 
 
+def read_sharding(path: Path) -> bool:
+    """Return whether the ranks share the base model: `compute.sharding` is `full`."""
+    compute = _read_template(path)["spec"].get("compute")
+    return isinstance(compute, dict) and compute.get("sharding") == "full"
+
+
 def read_scratch_size(path: Path) -> int | None:
     """Return `compute.scratch.size` in bytes, or None if the manifest does not set it."""
     compute = _read_template(path)["spec"].get("compute")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune_trainer.data.preparation import PreparedData
-    from finetune_trainer.planning.model_shape import ModelShape
+    from finetune_trainer.training.model_shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
-
 from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs.base_model import S3ModelSource
 from finetune_trainer.modeling import loading
 from finetune_trainer.modeling.positions import limit_max_length
 from finetune_trainer.modeling.precision import resolve_precision
-from finetune_trainer.planning import estimates
 from finetune_trainer.planning.inspection import InspectedInputs
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.storage import check_disk_space
 from finetune_trainer.training.check import check_training
+from finetune_trainer.training.memory_check import measure_capacity
+from finetune_trainer.training.memory_needs import FREE_SHARE, estimate_base_bytes
 
 log = logging.getLogger(__name__)
-
-_MEMORY_MARGIN = 1.1
-"""Factor on the estimate of the memory for the base model."""
-_CGROUP_LIMIT_PATH = Path("/sys/fs/cgroup/memory.max")
-"""Memory limit of a container in bytes, or `max`. Missing outside of Linux."""
 
 
 def check_model(inputs: InspectedInputs) -> list[PreflightFinding]:
@@ -43,27 +37,19 @@ def _check_memory(inputs: InspectedInputs) -> PreflightFinding | None:
     """Return a warning if the base model does not fit the free memory, otherwise None."""
     precision = resolve_precision(inputs.config)
     training = inputs.config.training.model_copy(update={"precision": precision})
-    memory = estimates.estimate_memory(inputs.config.model_copy(update={"training": training}), inputs.shape)
-    needed_bytes = round(memory.base * _MEMORY_MARGIN)
-    kind, free_bytes = _get_free_memory()
-    if needed_bytes <= free_bytes:
+    base_bytes = estimate_base_bytes(inputs.config.model_copy(update={"training": training}), inputs.shape)
+    needed_bytes = round(base_bytes * FREE_SHARE)
+    capacity = measure_capacity()
+    if needed_bytes <= capacity.free:
         return None
     message = (
         f"nothing was checked: the base model needs about {format_bytes(needed_bytes)} in {precision}, but only "
-        f"{format_bytes(free_bytes)} of {kind} memory are free; repeat the check on a machine with more memory"
+        f"{format_bytes(capacity.free)} of {capacity.kind} memory are free; repeat the check on a machine with more "
+        "memory"
     )
-    return PreflightFinding(check="memory", status="warning", message=message, value=needed_bytes, expected=free_bytes)
-
-
-def _get_free_memory() -> tuple[str, int]:
-    """Return the kind of memory that the model would be loaded into, and its free bytes."""
-    if torch.cuda.is_available():
-        return "GPU", torch.cuda.mem_get_info()[0]
-    import psutil
-
-    limit_text = _CGROUP_LIMIT_PATH.read_text().strip() if _CGROUP_LIMIT_PATH.is_file() else "max"
-    free_bytes = int(psutil.virtual_memory().available)
-    return "host", free_bytes if limit_text == "max" else min(free_bytes, int(limit_text))
+    return PreflightFinding(
+        check="memory", status="warning", message=message, value=needed_bytes, expected=capacity.free
+    )
 
 
 def _fetch_weights(inputs: InspectedInputs) -> Path:

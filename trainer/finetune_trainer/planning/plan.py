@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from finetune_trainer import input_preparation
+from finetune_trainer.config import loader
 from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
 from finetune_trainer.contract.base import Model
 from finetune_trainer.distributed import topology
@@ -17,10 +18,13 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs import resolve
 from finetune_trainer.planning import inspection, shown_rows
+from finetune_trainer.planning.recommendations import Recommendation, recommend_settings
 from finetune_trainer.planning.shown_rows import ShownRow
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.storage import S3
 from finetune_trainer.storage.scratch import USABLE_SHARE, describe_parts, suggest_size
+from finetune_trainer.training.batching import Lengths, measure_lengths
+from finetune_trainer.training.fitting_settings import RunSize
 
 if TYPE_CHECKING:
     import datasets
@@ -32,22 +36,31 @@ _BATCH_ROWS = 1000
 
 
 class MemoryReport(Model):
-    """Estimated peak memory on the GPU, in bytes."""
+    """Estimated peak memory on each GPU, in bytes."""
 
     base: int
-    """The frozen base model in its precision and quantization."""
+    """The frozen base model in its precision and quantization, or the share of a rank."""
+    gathered: int
+    """Layers, embeddings and head of a sharded base model that are complete for a while."""
     adapter: int
-    """The adapter with its gradients and the state of AdamW."""
+    """The adapter with its gradients and the state of the optimizer."""
     activations: int
-    """Activations for the backward pass, of `batchSize` rows of `maxLength` tokens."""
+    """Activations for the backward pass, of the largest forward pass."""
     logits: int
     """Logits of the tokens that the loss processes at once."""
     context: int
     """The CUDA context."""
+    load: int
+    """Peak while the weights are read."""
+    training: int
+    """Peak of the training. Logits and the work on a layer are not in memory at the same time, so this is less than the
+    sum of the parts."""
     evaluation: int
     """Peak of the evaluation after the training, with base model, adapter and context."""
+    export: int
+    """Peak of the export, with `output.merged` of the merge."""
     total: int
-    """The sum of the parts of the training, or the peak of the evaluation if that is more."""
+    """The peak of all phases."""
     fits: dict[int, bool]
     """For each GPU size in GB, whether the run fits."""
 
@@ -85,6 +98,8 @@ class Plan(Model):
     """The parts of `scratch_bytes`, by name."""
     estimated_checkpoint_bytes: int
     estimated_memory: MemoryReport
+    recommendations: list[Recommendation] = Field(default=[])
+    """For each common GPU size, the fastest settings that fit and keep the rows of each step."""
     estimated_seconds: dict[str, float]
     """Training time in seconds by type of GPU, divided by the number of ranks."""
     preflight: list[PreflightFinding] = Field(default=[])
@@ -109,6 +124,8 @@ class RunResources:
     """Number of ranks."""
     scratch_size: int | None = None
     """Size of the scratch volume in bytes, if the manifest says it."""
+    is_sharded: bool = False
+    """Whether the ranks share the base model."""
 
 
 def build_plan(
@@ -120,9 +137,16 @@ def build_plan(
     too small.
     """
     with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
-        plan = _assemble_plan(inputs, resources.world_size, row_count)
+        plan = _assemble_plan(inputs, resources, row_count)
         _check_scratch(plan, resources.scratch_size)
         return plan
+
+
+def read_resources(manifest: Path) -> RunResources:
+    """Read what a manifest requests for its pods."""
+    return RunResources(
+        loader.read_world_size(manifest), loader.read_scratch_size(manifest), loader.read_sharding(manifest)
+    )
 
 
 class RunLength(NamedTuple):
@@ -145,12 +169,20 @@ def build_series_plan(
     Raises as `build_plan`.
     """
     with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
-        plan = _assemble_plan(inputs, resources.world_size, 0)
+        plan = _assemble_plan(inputs, resources, 0)
         _check_scratch(plan, resources.scratch_size)
-        return plan, [_measure_variant(inputs, plan, variant) for variant in variants]
+        size = _measure_size(inputs, resources)
+        return plan, [_measure_variant(inputs, plan, variant, size) for variant in variants]
 
 
-def _measure_variant(inputs: inspection.InspectedInputs, plan: Plan, variant: TrainerConfig) -> RunLength:
+def _measure_size(inputs: inspection.InspectedInputs, resources: RunResources) -> RunSize:
+    lengths = measure_lengths(inputs.prepared.dataset)
+    return RunSize(inputs.shape, lengths, resources.world_size, resources.is_sharded)
+
+
+def _measure_variant(
+    inputs: inspection.InspectedInputs, plan: Plan, variant: TrainerConfig, size: RunSize
+) -> RunLength:
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
     from finetune_trainer.training.steps import (
@@ -173,7 +205,7 @@ def _measure_variant(inputs: inspection.InspectedInputs, plan: Plan, variant: Tr
         steps=steps,
         rows_per_step=rows_per_step,
         estimated_seconds={gpu: each / plan.workers for gpu, each in seconds.items()},
-        estimated_memory=estimates.estimate_memory(config, shape).total,
+        estimated_memory=replace(size, shape=shape).estimate(config).total,
     )
 
 
@@ -190,7 +222,7 @@ def build_checked_plan(
     with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size, chooses_backend=True) as inputs:
         from finetune_trainer.planning import model_check
 
-        plan = _assemble_plan(inputs, world_size, row_count)
+        plan = _assemble_plan(inputs, resources, row_count)
         _check_scratch(plan, resources.scratch_size)
         try:
             return plan.model_copy(update={"preflight": model_check.check_model(inputs)})
@@ -217,16 +249,17 @@ def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
     return inputs
 
 
-def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_count: int) -> Plan:
+def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, row_count: int) -> Plan:
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.planning import estimates
     from finetune_trainer.training.steps import resolve_accumulation
 
     prepared, shape, configured_length = inputs.prepared, inputs.shape, inputs.config.model.max_length
     config = limit_max_length(inputs.config, shape.max_positions)
-    training = config.training
+    training, world_size = config.training, resources.world_size
+    size = _measure_size(inputs, resources)
     steps, per_epoch, tokens = _count_steps_and_tokens(config, prepared, world_size)
-    memory, seconds = estimates.estimate_memory(config, shape), estimates.estimate_seconds(config, shape, tokens)
+    memory, seconds = size.estimate(config), estimates.estimate_seconds(config, shape, tokens)
     scratch_parts = estimates.estimate_scratch(config, shape, steps[-1], inputs.list_stored_parts())
     return Plan(
         workers=world_size,
@@ -234,7 +267,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_coun
         dataset=prepared.report,
         max_length=config.model.max_length,
         positions_limit_length=config.model.max_length < configured_length,
-        token_percentiles=_compute_token_percentiles(prepared.dataset),
+        token_percentiles=_compute_token_percentiles(size.lengths),
         steps_per_epoch=per_epoch[-1],
         trainings=len(steps),
         steps=sum(steps),
@@ -246,6 +279,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, world_size: int, row_coun
         scratch_parts=scratch_parts,
         estimated_checkpoint_bytes=estimates.estimate_checkpoint_bytes(config, shape, steps[-1]),
         estimated_memory=MemoryReport(**vars(memory), total=memory.total, fits=dict(memory.fits_by_gpu_size())),
+        recommendations=recommend_settings(config, size),
         estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},
         rows=shown_rows.collect_rows(prepared, inputs.tokenizer, row_count),
     )
@@ -277,15 +311,7 @@ def _count_tokens(rows: datasets.Dataset) -> int:
     return sum(len(ids) for batch in rows.iter(_BATCH_ROWS) for name in id_columns for ids in batch[name])
 
 
-def _compute_token_percentiles(rows: datasets.Dataset) -> dict[int, int]:
+def _compute_token_percentiles(lengths: Lengths) -> dict[int, int]:
     """Compute the percentiles with the nearest-rank method."""
-    lengths = sorted(length for batch in rows.iter(_BATCH_ROWS) for length in _iterate_row_lengths(batch))
-    return {percentile: lengths[max(0, -(-percentile * len(lengths) // 100) - 1)] for percentile in _PERCENTILES}
-
-
-def _iterate_row_lengths(batch: Mapping[str, Sequence[Sequence[int]]]) -> Iterator[int]:
-    """Yield the tokens of the longest sequence of each row. A preference row has several answers to its prompt."""
-    answers = [batch[name] for name in batch if name.endswith("_ids") and name != "prompt_ids"]
-    prompts = batch.get("prompt_ids", [()] * len(answers[0]))
-    for prompt, *row_answers in zip(prompts, *answers, strict=True):
-        yield len(prompt) + max(map(len, row_answers))
+    ordered = sorted(lengths.tolist())
+    return {percentile: ordered[max(0, -(-percentile * len(ordered) // 100) - 1)] for percentile in _PERCENTILES}

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from finetune_trainer.contract import DatasetReport
 from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
+from finetune_trainer.planning.recommendations import format_recommendations
 from finetune_trainer.planning.series import SeriesPlan
 from finetune_trainer.planning.shown_rows import QUOTE_MARKS, TextMarks, format_rows
 from finetune_trainer.storage.scratch import describe_parts
 from finetune_trainer.text import to_one_line
+
+_MEMORY_PARTS = ("base", "gathered", "adapter", "activations", "logits", "context")
+_MEMORY_PHASES = ("load", "training", "evaluation", "export")
 
 
 def to_text(plan: Plan, marks: TextMarks = QUOTE_MARKS) -> str:
@@ -25,7 +29,8 @@ def to_text(plan: Plan, marks: TextMarks = QUOTE_MARKS) -> str:
     ]
     width = max(len(label) for label, _ in lines)
     table = "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
-    return f"{table}\n\n{format_rows(plan.rows, marks)}" if plan.rows else table
+    blocks = [table, format_recommendations(plan.recommendations), format_rows(plan.rows, marks) if plan.rows else ""]
+    return "\n\n".join(filter(None, blocks))
 
 
 def series_to_text(plan: SeriesPlan, gpu_hour_price: float | None) -> str:
@@ -77,14 +82,10 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:
-    sizes = memory.model_dump(exclude={"total", "fits", "evaluation"})
-    yield (
-        "GPU memory",
-        f"~ {format_bytes(memory.total)}: "
-        + ", ".join(f"{name} {format_bytes(byte_count)}" for name, byte_count in sizes.items()),
-    )
-    if memory.evaluation == memory.total:
-        yield "peak", f"~ {format_bytes(memory.evaluation)} in the evaluation, which needs more than the training"
+    parts = memory.model_dump(include=set(_MEMORY_PARTS))
+    yield "GPU memory", f"~ {format_bytes(memory.total)}: {describe_parts(parts)}"
+    phases = {name: size for name, size in memory.model_dump().items() if name in _MEMORY_PHASES}
+    yield "peak by phase", "~ " + describe_parts(phases)
     fitting_sizes = [f"{size} GB" for size, fits in memory.fits.items() if fits]
     yield (
         "fits a GPU of",

@@ -5,16 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.inputs.base_model import HubModelSource, lists_all_weights
 from finetune_trainer.inputs.resolve import ResolvedInputs
-from finetune_trainer.modeling.lora import list_adapter_sizes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +33,6 @@ class ModelSizes:
     adapter_tensors: int
     small_adapter_parameters: int = 0
     """Parameters of the adapter in tensors that are too small for moments in 8 bits."""
-
-
-def measure_sizes(config: TrainerConfig, meta_model: PreTrainedModel, model_dir: Path) -> ModelSizes:
-    """Return the sizes of a model on the `meta` device, which gets an adapter."""
-    parameters, adapter_sizes = meta_model.num_parameters(), list_adapter_sizes(config, meta_model, model_dir)
-    return ModelSizes(parameters, sum(adapter_sizes), len(adapter_sizes), count_small_parameters(adapter_sizes))
 
 
 def count_small_parameters(tensor_sizes: Iterable[int]) -> int:
