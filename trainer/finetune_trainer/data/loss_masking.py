@@ -42,7 +42,7 @@ from finetune_trainer.data.end_of_turn import (
 )
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
 from finetune_trainer.data.template_messages import MessageAdapter
-from finetune_trainer.data.text_encoding import EncodedText, encode_texts
+from finetune_trainer.data.text_encoding import TextEncoder, TokenizedText, encode_texts
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class LossMasker:
         self._template = ChatTemplate(tokenizer, template_date) if tokenizer.chat_template else None
         self._control_token_finder = ControlTokenFinder(tokenizer)
         self._bos_ids = get_bos_ids(tokenizer)
+        self._encoder = TextEncoder(tokenizer)
 
     def render(self, conversation: Row) -> RenderedConversation:
         """Return the conversation as text.
@@ -150,7 +151,7 @@ class LossMasker:
         if not conversations:
             return []
         texts = [CutText(conversation.text, conversation.cuts) for conversation in conversations]
-        encoded_texts = encode_texts(self._tokenizer, texts)
+        encoded_texts = self._encoder.encode(texts)
         return [self._apply_loss_mask(*pair) for pair in zip(conversations, encoded_texts, strict=True)]
 
     def _render_chat(self, chat: Chat) -> RenderedConversation:
@@ -257,7 +258,7 @@ class LossMasker:
                 "model, or set model.chatTemplate to a template that ends answers with such a token",
             )
 
-    def _apply_loss_mask(self, conversation: RenderedConversation, tokens: EncodedText) -> TokenizedConversation:
+    def _apply_loss_mask(self, conversation: RenderedConversation, tokens: TokenizedText) -> TokenizedConversation:
         ids, answer_start, answer_end, is_supervised = tokens.ids, 0, 0, True
         labels = self._init_labels(ids)
         for index, answer_span in enumerate(conversation.answer_spans):
@@ -302,7 +303,7 @@ def _number_separate_texts(spans: Sequence[Span], text: str) -> list[int]:
     return list(accumulate((int(bool(gap)) for gap in gaps), initial=0))[: len(spans)]
 
 
-def _find_supervised_span(tokens: EncodedText, answer_span: Span) -> Span:
+def _find_supervised_span(tokens: TokenizedText, answer_span: Span) -> Span:
     """Return the token indices of an answer: start, and exclusive end."""
     indices = range(len(tokens.ids))
     first_index = bisect_right(indices, answer_span[0], key=tokens.get_end)
