@@ -42,6 +42,7 @@ from finetune_trainer.data.end_of_turn import (
 )
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
 from finetune_trainer.data.template_messages import MessageAdapter
+from finetune_trainer.data.template_skeleton import TemplateSkeletons
 from finetune_trainer.data.text_encoding import TextEncoder, TokenizedText, encode_texts
 from finetune_trainer.errors import TrainerError
 
@@ -182,6 +183,8 @@ class LossMasker:
         rendering = ChatRendering(template, messages, chat.tools, text)
         if rendering.has_calls:
             rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
+        elif marked_spans is None and not chat.tools and self._skeletons.fits(messages, text):
+            rendering = replace(rendering, skeletons=self._skeletons)
         answer_spans = find_answer_spans(rendering) if marked_spans is None else marked_spans
         check_tool_results(rendering, answer_spans)
         return self._extend_to_endings(text, _find_answers(chat, answer_spans, text))
@@ -198,6 +201,10 @@ class LossMasker:
     @cached_property
     def _call_prefix(self) -> str:
         return self._message_adapter.find_call_prefix()
+
+    @cached_property
+    def _skeletons(self) -> TemplateSkeletons:
+        return TemplateSkeletons(self._require_template())
 
     @cached_property
     def _message_adapter(self) -> MessageAdapter:
