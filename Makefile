@@ -83,7 +83,8 @@ demo-down: setup ## remove the demo's cluster
 samples: setup ## train the five samples of applications on the CPU, by hand; prints what they improved
 	@$(RUN) python -m tests.bench.bench_samples
 
-bench-prepare: setup ## rows per second and memory of data preparation, by hand (ROWS="10000 100000")
+bench-prepare: setup ## compare data preparation with TRL and LLaMA-Factory, and measure its memory, by hand (ROWS="10000 100000")
+	@$(RUN) python -m tests.bench.bench_chat_rows
 	@$(RUN) python -m tests.bench.bench_prepare $(ROWS)
 
 bench-sharding: setup ## memory of each rank while it loads a sharded base model, by hand; 3 minutes

@@ -30,6 +30,7 @@ MARKED_TEXT_ONLY = CHATML.replace(
 )
 MARKED_WITH_NEWLINE = MARKED_CHATML.replace("<|im_end|>{% endgeneration %}", "<|im_end|>\n{% endgeneration %}")
 LENGTH_IN_HEADER = CHATML.replace("{{ m.role }}", "{{ m.role }} {{ m.content | length }}")
+TRIMS_LAST_TURN = CHATML.replace("{{ m.content }}", "{{ m.content | trim if loop.last else m.content }}")
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + CHATML
 ALTERNATING = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -200,3 +201,11 @@ def test_loss_mask_without_markers_equals_markers(texts: list[str]) -> None:
 def build_maskers() -> list[LossMasker]:
     unmarked = MARKED_CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     return [LossMasker(tokenizer(template)) for template in (unmarked, MARKED_CHATML)]
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMS_LAST_TURN])
+def test_render_many_rows_of_the_same_roles_gives_the_spans_of_single_rows(template: str) -> None:
+    chats = [Chat(chat(*turns)["messages"]) for turns in (("a", "b"), ("a ", " c"), ("Hi", "Yes."), ("a\n", "b" * 20))]
+    words = tokenizer(template)
+    masker = LossMasker(words)
+    assert [masker.render(each) for each in chats] == [LossMasker(words).render(each) for each in chats]

@@ -9,7 +9,7 @@ import pytest
 from tests.support.trainer.sensitive_texts import HARMLESS as LOOKALIKES
 from tests.support.trainer.sensitive_texts import SENSITIVE as PUBLISHED
 
-from finetune_trainer.data.pii import PII_KINDS, PII_PLACEHOLDERS, find_pii, redact_pii
+from finetune_trainer.data.pii import PII_KINDS, PII_PLACEHOLDERS, find_pii, list_pii_kinds, redact_pii
 
 # In parts, so that secret scanners do not report this file.
 KEY = "AKIA" + "IOSFODNN7EXAMPLE"
@@ -103,6 +103,13 @@ def test_find_published_values_recall_is_as_documented(kind: str) -> None:
     documentation = Path("docs/concepts/data-preparation.md").read_text()
     assert found == FOUND[kind]
     assert f"{found} |" in next(line for line in documentation.splitlines() if line.startswith(f"| `{kind}` | "))
+
+
+@pytest.mark.parametrize("kind", PII_KINDS)
+def test_list_kinds_among_other_texts_are_those_of_each_text(kind: str) -> None:
+    for value in (*PUBLISHED[kind], *LOOKALIKES, *(before for before, _ in SENSITIVE.values())):
+        expected = [span.kind for span in find_pii(value)]
+        assert list_pii_kinds(["Où ça ?", value, "Version 2 is out."]) == expected, value
 
 
 def test_find_lookalikes_gives_no_false_alarm() -> None:

@@ -23,6 +23,7 @@ from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messa
 from finetune_trainer.data.control_tokens import remove_marks
 from finetune_trainer.data.row_types import Message, RewrittenAnswerError, RowError, ToolDefinition
 from finetune_trainer.data.template_messages import remove_reasoning
+from finetune_trainer.data.template_skeleton import TemplateSkeletons
 from finetune_trainer.data.word_comparison import describe_removed_words, find_value, has_words
 
 _MARK_PATTERN = re.compile(ANSWER_MARK + r"(\d{6})")
@@ -45,6 +46,8 @@ class ChatRendering:
     """What ends a turn that calls tools, see `data.end_of_turn`."""
     call_prefix: str = ""
     """What the template writes between a prompt and the name of the first function that is called, if it is known."""
+    skeletons: TemplateSkeletons | None = None
+    """Skeletons of the template, if they fit this conversation."""
 
     @cached_property
     def answer_turns(self) -> list[int]:
@@ -68,6 +71,10 @@ class ChatRendering:
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """Render other turns in the place of these. Raises `RowError`."""
+        if self.skeletons:
+            text = self.skeletons.render(messages, add_generation_prompt=add_generation_prompt)
+            if text is not None:
+                return text
         return self.template.render(messages, self.tools, add_generation_prompt=add_generation_prompt)
 
     def render_prompt(self, turn: int) -> str | None:

@@ -42,7 +42,8 @@ from finetune_trainer.data.end_of_turn import (
 )
 from finetune_trainer.data.row_types import Chat, PlainText, PromptCompletion, Row, RowError
 from finetune_trainer.data.template_messages import MessageAdapter
-from finetune_trainer.data.text_encoding import EncodedText, encode_texts
+from finetune_trainer.data.template_skeleton import TemplateSkeletons
+from finetune_trainer.data.text_encoding import TextEncoder, TokenizedText, encode_texts
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class LossMasker:
         self._template = ChatTemplate(tokenizer, template_date) if tokenizer.chat_template else None
         self._control_token_finder = ControlTokenFinder(tokenizer)
         self._bos_ids = get_bos_ids(tokenizer)
+        self._encoder = TextEncoder(tokenizer)
 
     def render(self, conversation: Row) -> RenderedConversation:
         """Return the conversation as text.
@@ -150,7 +152,7 @@ class LossMasker:
         if not conversations:
             return []
         texts = [CutText(conversation.text, conversation.cuts) for conversation in conversations]
-        encoded_texts = encode_texts(self._tokenizer, texts)
+        encoded_texts = self._encoder.encode(texts)
         return [self._apply_loss_mask(*pair) for pair in zip(conversations, encoded_texts, strict=True)]
 
     def _render_chat(self, chat: Chat) -> RenderedConversation:
@@ -181,6 +183,8 @@ class LossMasker:
         rendering = ChatRendering(template, messages, chat.tools, text)
         if rendering.has_calls:
             rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
+        elif marked_spans is None and not chat.tools and self._skeletons.fits(messages, text):
+            rendering = replace(rendering, skeletons=self._skeletons)
         answer_spans = find_answer_spans(rendering) if marked_spans is None else marked_spans
         check_tool_results(rendering, answer_spans)
         return self._extend_to_endings(text, _find_answers(chat, answer_spans, text))
@@ -197,6 +201,10 @@ class LossMasker:
     @cached_property
     def _call_prefix(self) -> str:
         return self._message_adapter.find_call_prefix()
+
+    @cached_property
+    def _skeletons(self) -> TemplateSkeletons:
+        return TemplateSkeletons(self._require_template())
 
     @cached_property
     def _message_adapter(self) -> MessageAdapter:
@@ -257,7 +265,7 @@ class LossMasker:
                 "model, or set model.chatTemplate to a template that ends answers with such a token",
             )
 
-    def _apply_loss_mask(self, conversation: RenderedConversation, tokens: EncodedText) -> TokenizedConversation:
+    def _apply_loss_mask(self, conversation: RenderedConversation, tokens: TokenizedText) -> TokenizedConversation:
         ids, answer_start, answer_end, is_supervised = tokens.ids, 0, 0, True
         labels = self._init_labels(ids)
         for index, answer_span in enumerate(conversation.answer_spans):
@@ -302,7 +310,7 @@ def _number_separate_texts(spans: Sequence[Span], text: str) -> list[int]:
     return list(accumulate((int(bool(gap)) for gap in gaps), initial=0))[: len(spans)]
 
 
-def _find_supervised_span(tokens: EncodedText, answer_span: Span) -> Span:
+def _find_supervised_span(tokens: TokenizedText, answer_span: Span) -> Span:
     """Return the token indices of an answer: start, and exclusive end."""
     indices = range(len(tokens.ids))
     first_index = bisect_right(indices, answer_span[0], key=tokens.get_end)

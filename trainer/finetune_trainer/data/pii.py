@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import phonenumbers
+import regex
 from stdnum import iban
 
 from finetune_trainer.data.card_numbers import is_card_number
@@ -21,7 +22,7 @@ from finetune_trainer.data.national_ids import NATIONAL_ID_HINT, NATIONAL_ID_PAT
 _SECRET_PARTS = (
     "AKIA",
     "ASIA",
-    "gh",
+    *("ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
     "github_pat_",
     "xox",
     "AIza",
@@ -102,6 +103,11 @@ _IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _CODE_HINT = re.compile(r"[A-Z]{2}\d{2}")
 _CARD_HINT = re.compile(r"\d(?:[ -]?\d){12}")
 _NUMBER_HINT = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
+_OTHER_DIGITS = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
+_SECRET_BYTES = tuple(part.encode() for part in _SECRET_PARTS)
+_CHARACTER_CLASSES = bytes.maketrans(b"123456789BCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 9 + b"A" * 25)
+"""Replaces digits by `0` and capitals by `A`, so that a search for bytes finds all numbers of one form."""
+_NUMBER_SEPARATORS = b" ()./-"
 _DETECTORS = {
     "secret": _PiiDetector(re.compile("|".join(_SECRET_PATTERNS.values())), _locate_secret),
     "email": _PiiDetector(
@@ -137,6 +143,35 @@ PII_PLACEHOLDERS = {
     "secret": "[SECRET]",
 }
 """Texts that replace redacted data, by kind."""
+
+
+def list_pii_kinds(texts: Sequence[str]) -> list[str]:
+    """Return the kind of each personal data or secret in the texts."""
+    return [span.kind for text in texts for span in find_pii(text)] if _may_contain_pii("\n".join(texts)) else []
+
+
+def _may_contain_pii(text: str) -> bool:
+    """Return False if nothing is found in any part of the text, as in most texts.
+
+    It searches for bytes that each kind contains, which takes a tenth of the time of the patterns.
+    """
+    if not text.isascii() and _OTHER_DIGITS.search(text):
+        return True
+    data = text.encode("ascii", "replace")
+    if b"@" in data or any(part in data for part in _SECRET_BYTES):
+        return True
+    classes = data.translate(_CHARACTER_CLASSES)
+    return b"0" in classes and _may_contain_number(text, classes)
+
+
+def _may_contain_number(text: str, classes: bytes) -> bool:
+    """Return whether the text, in the given classes of characters, may contain data that has digits."""
+    return (
+        b"AA00" in classes
+        or b"0000000" in classes.translate(None, _NUMBER_SEPARATORS)
+        or (b"0.0" in classes and _IPV4_HINT.search(text) is not None)
+        or (b":" in classes and _IPV6_HINT.search(text) is not None)
+    )
 
 
 def find_pii(text: str) -> list[PiiSpan]:

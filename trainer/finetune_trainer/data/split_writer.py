@@ -17,7 +17,7 @@ from finetune_trainer.data.augment.counterfactual import swap_row_terms
 from finetune_trainer.data.cleaning import clean_text
 from finetune_trainer.data.deduplication import DuplicateFilter, DuplicateIndex, RowGroups
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
-from finetune_trainer.data.pii import find_pii, redact_pii
+from finetune_trainer.data.pii import list_pii_kinds, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
 from finetune_trainer.data.rewritten_text import find_removed_text
@@ -190,7 +190,7 @@ class SplitWriter:
         if preparation.normalize_text:
             cleaned_row = map_texts(row, clean_text)
             stats["cleaned"], row = int(cleaned_row != row), cleaned_row
-        pii_kinds = [span.kind for text in list_texts(row) for span in find_pii(text)]
+        pii_kinds = list_pii_kinds(list_texts(row))
         stats.update(dict.fromkeys(pii_kinds, 1))
         stats["redacted"] = sum(kind in preparation.redact for kind in pii_kinds)
         if stats["redacted"]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from finetune_trainer.data.byte_level_text import ByteLevelText, find_byte_level_vocabulary
 from finetune_trainer.data.chat_template import Span
 from finetune_trainer.data.control_tokens import CutText
 from finetune_trainer.data.row_types import RowError
@@ -62,6 +63,37 @@ class EncodedText:
             piece = self._pieces[bisect_right(self._pieces, index, key=lambda each: each.first_token) - 1]
         start, end = piece.encoding.token_to_chars(index - piece.first_token + piece.dropped_tokens) or (0, 0)
         return start + piece.char_shift, end + piece.char_shift
+
+
+TokenizedText = EncodedText | ByteLevelText
+"""A text with its tokens and their character offsets."""
+
+
+class TextEncoder:
+    """Tokenizes many texts with one tokenizer, and computes only those offsets of tokens that are asked for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = find_byte_level_vocabulary(tokenizer)
+
+    def encode(self, texts: Sequence[CutText]) -> list[TokenizedText]:
+        """Tokenize texts without adding special tokens. Raises `RowError` as `encode_texts` does."""
+        located = list(self._locate_tokens(texts))
+        rest = [text for text, found in zip(texts, located, strict=True) if found is None]
+        encoded_rest = iter(encode_texts(self._tokenizer, rest) if rest else ())
+        return [found or next(encoded_rest) for found in located]
+
+    def _locate_tokens(self, texts: Sequence[CutText]) -> Iterator[ByteLevelText | None]:
+        """Yield each text with its tokens, or None if its offsets do not follow from the lengths of the tokens."""
+        if self._vocabulary is None:
+            yield from (None for _ in texts)
+            return
+        whole_texts = [text.text for text in texts if not text.cuts]
+        # Unlike encode_batch(), it computes no offsets.
+        encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(whole_texts, add_special_tokens=False)
+        remaining = iter(encodings)
+        for text in texts:
+            yield None if text.cuts else self._vocabulary.locate(text.text, next(remaining).ids)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[CutText]) -> list[EncodedText]:

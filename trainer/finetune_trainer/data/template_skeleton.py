@@ -1,0 +1,78 @@
+"""Rendering of further versions of a conversation without the chat template, from what it writes around plain turns.
+
+To find the answers of a conversation, `data.answer_spans` renders it with placeholders, and the prompt of an answer.
+Most templates write the contents of plain turns as they are, between texts that depend only on the roles. For such a
+template these further versions are joined from its skeleton: the texts around the turns of these roles. The skeleton is
+used only for conversations whose rendering by the template is equal to the joined text.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messages
+from finetune_trainer.data.row_types import RowError
+
+_MAX_SKELETONS = 1024
+_PLAIN_KEYS = 2
+"""Number of keys of a turn that has only a role and a content."""
+_Key = tuple[bool, tuple[str, ...]]
+"""Whether a generation prompt follows, and the roles of the turns."""
+
+
+class TemplateSkeletons:
+    """The skeletons of one chat template by roles, which are rendered when they are first needed."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._skeletons: dict[_Key, list[str] | None] = {}
+
+    def fits(self, messages: Messages, text: str) -> bool:
+        """Return whether `text`, a conversation without tools as the template renders it, equals the joined text.
+
+        Contents with whitespace around them do not fit, because templates may trim them in some places only.
+        """
+        is_plain = all(len(message) == _PLAIN_KEYS and _is_trimmed(message["content"]) for message in messages)
+        return is_plain and self._join(messages, self._get_skeleton(messages, add_generation_prompt=False)) == text
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str | None:
+        """Return a version of a conversation that fits: the first turns of it, or with other contents.
+
+        The result is None if the template rejects turns of these roles, or does not write them as they are.
+        """
+        return self._join(messages, self._get_skeleton(messages, add_generation_prompt=add_generation_prompt))
+
+    def _get_skeleton(self, messages: Messages, *, add_generation_prompt: bool) -> list[str] | None:
+        key = add_generation_prompt, tuple([message["role"] for message in messages])
+        if key not in self._skeletons:
+            if len(self._skeletons) == _MAX_SKELETONS:
+                return None
+            self._skeletons[key] = self._render_skeleton(messages, add_generation_prompt=add_generation_prompt)
+        return self._skeletons[key]
+
+    def _render_skeleton(self, messages: Messages, *, add_generation_prompt: bool) -> list[str] | None:
+        """Return the texts around the contents, if the template renders these turns like the joined text."""
+        marks = [f"{ANSWER_MARK}{number:06d}" for number in range(len(messages))]
+        marked_messages = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
+        try:
+            rest = self._template.render(marked_messages, add_generation_prompt=add_generation_prompt)
+            text = self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        except RowError:
+            return None
+        skeleton = []
+        for mark in marks:
+            piece, _, rest = rest.partition(mark)
+            skeleton.append(piece)
+        skeleton.append(rest)
+        return skeleton if self._join(messages, skeleton) == text and ANSWER_MARK not in "".join(skeleton) else None
+
+    @staticmethod
+    def _join(messages: Messages, skeleton: list[str] | None) -> str | None:
+        if skeleton is None:
+            return None
+        contents = [message["content"] for message in messages]
+        return "".join(chain.from_iterable(zip(skeleton, [*contents, ""], strict=True)))
+
+
+def _is_trimmed(content: str) -> bool:
+    return bool(content) and not content[0].isspace() and not content[-1].isspace()
