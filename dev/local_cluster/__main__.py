@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from local_cluster import demo, preflight, prepare
+from local_cluster import demo, parts, preflight, prepare
 from local_cluster.cluster import Cluster
 from local_cluster.console import echo
 from local_cluster.errors import UserError
@@ -20,15 +20,14 @@ def _bring_up(name: str) -> None:
 
 
 def _load_images(name: str) -> None:
-    preflight.check_host()
-    prepare.build_images()
+    _build_images()
     if not Cluster(name).load_images():
         echo(f"cluster {name} already has the current images")
 
 
 def _build_images() -> None:
-    preflight.check_host()
-    prepare.build_images()
+    preflight.check_host(parts.ALL)
+    prepare.build_images(parts.ALL)
 
 
 _CLUSTER_COMMANDS: dict[str, tuple[str, Callable[[str], None]]] = {
@@ -39,7 +38,7 @@ _CLUSTER_COMMANDS: dict[str, tuple[str, Callable[[str], None]]] = {
 }
 _GLOBAL_COMMANDS: dict[str, tuple[str, Callable[[], None]]] = {
     "images": ("build the images for new clusters", _build_images),
-    "tools": ("build what all clusters share: tools and images", lambda: prepare.prepare_all()),
+    "tools": ("build what all clusters share: tools and images", prepare.prepare_all),
     "demo": ("run a complete fine-tuning run in the cluster demo", demo.run_demo),
     "demo-down": ("stop the cluster demo and remove it", demo.remove_demo),
 }

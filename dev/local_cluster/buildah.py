@@ -1,7 +1,7 @@
 """Building images with buildah, in a separate store in the cache folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,20 @@ def exists(reference: str) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """What an image is built from: a Dockerfile of this repository, one of its stages, and the base image."""
+    """What an image is built from: a Dockerfile of this repository, one of its stages, and build arguments."""
 
     dockerfile: Path
     target: str
     """Name of the stage; empty for the last one."""
-    base: str
+    build_arguments: tuple[str, ...]
+    """Build arguments, as NAME=value."""
 
 
 def build(source: Source, reference: str, log: Path) -> None:
     """Build an image."""
     options = ["--layers", "--pull=false", "--isolation=chroot", "--network=host"]
-    options += [f"--build-arg=BASE_IMAGE={source.base}", *([f"--target={source.target}"] if source.target else [])]
+    options += [f"--build-arg={argument}" for argument in source.build_arguments]
+    options += [f"--target={source.target}"] if source.target else []
     command = [*_build_buildah_command(), "build", *options, f"--file={source.dockerfile}", f"--tag={reference}"]
     shell.run([*command, paths.REPOSITORY], log, env=_build_environment())
 
@@ -69,6 +71,18 @@ def build_from_folder(
         config_arguments += ["--entrypoint", entrypoint]
     shell.run([*buildah, "config", *config_arguments, container], log, env=build_environment)
     shell.run([*buildah, "commit", "--quiet", "--rm", container, reference], log, env=build_environment)
+
+
+def run(reference: str, argv: Sequence[str], volumes: Mapping[Path, str], log: Path) -> None:
+    """Run a command as root in a temporary container of an image, with folders of the host mounted at `volumes`."""
+    buildah, build_environment = _build_buildah_command(), _build_environment()
+    volume_arguments = [f"--volume={source}:{target}" for source, target in volumes.items()]
+    container = shell.capture_output([*buildah, "from", "--pull-never", reference], env=build_environment).strip()
+    try:
+        command = [*buildah, "run", "--user=0", *volume_arguments, container, "--", *argv]
+        shell.run(command, log, env=build_environment)
+    finally:
+        shell.succeeds([*buildah, "rm", container])
 
 
 def unmount_storage() -> None:

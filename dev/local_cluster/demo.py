@@ -1,14 +1,14 @@
 """`make demo`: one complete fine-tuning run on a local cluster, from an empty machine to answers of the tuned model."""
 
 import json
-import sys
+from pathlib import Path
 
-from local_cluster import paths, prepare, questions, smollm2
+from local_cluster import cache, parts, paths, preflight, prepare, questions, smollm2, tools
 from local_cluster.cluster import Cluster
 from local_cluster.console import echo, log_step
 from local_cluster.errors import UserError
 from local_cluster.follow import follow_job
-from local_cluster.images import OPERATOR, TASK, TRAINER, Image
+from local_cluster.images import CPU_TRAINER, OPERATOR, TASK, Image
 from local_cluster.objects import S3Objects
 
 CLUSTER = "demo"
@@ -24,8 +24,9 @@ SAMPLE_ENDPOINT = "http://s3.example:9000"  # placeholder in the sample, replace
 
 def run_demo() -> None:
     """Run all steps of the demo. A second call skips completed steps and continues where the first one stopped."""
-    echo("preparing tools, images and the base model: up to 30 minutes the first time, seconds later")
-    prepare.prepare_all(smollm2.ensure_model)
+    echo("preparing programs, images and the base model: about 10 minutes the first time, seconds later")
+    preflight.check_host(parts.DEMO)
+    prepare.run_in_parallel(lambda: tools.ensure_built(parts.DEMO.modules), _prepare_images_and_model)
     cluster = Cluster(CLUSTER)
     with log_step(f"starting the cluster {CLUSTER}"):
         cluster.up()
@@ -42,13 +43,22 @@ def run_demo() -> None:
     with log_step("asking the base model and the tuned model the same question"):
         model_answers = questions.ask_models(cluster, f"s3://models/{MODEL_PREFIX}/", f"s3://adapters/{JOB}")
     _print_answers(model_answers)
-    _print_next_steps(cluster)
+    report = paths.get_demo_folder() / "report.html"
+    objects.download("adapters", f"{JOB}/report.html", report)
+    print(render_next_steps(report, tools.find_program("kubectl"), cluster.kubeconfig), flush=True)
 
 
 def remove_demo() -> None:
-    """Remove the demo's cluster. Tools, images and the base model stay in the cache."""
+    """Remove the demo's cluster. Programs, images, the base model and the report stay in the cache."""
     Cluster(CLUSTER).down()
-    echo(f"removed the cluster {CLUSTER}; tools and images stay in {paths.get_cache_folder()}")
+    echo(f"removed the cluster {CLUSTER}; programs, images and the report stay in {paths.get_cache_folder()}")
+
+
+def _prepare_images_and_model() -> None:
+    """Build the images, convert the base model in one of them, and remove the downloaded Python packages."""
+    prepare.build_images(parts.DEMO)
+    smollm2.ensure_model(smollm2.convert_in_image(CPU_TRAINER.built_reference))
+    cache.remove_folder(paths.get_demo_folder() / "uv-cache")  # set in the Makefile
 
 
 def _upload_inputs(objects: S3Objects) -> None:
@@ -64,7 +74,7 @@ def _install_operator(cluster: Cluster, *, restart: bool) -> None:
     chart = str(paths.REPOSITORY / "charts" / "finetune-operator")
     values = [
         *_build_image_values("image", OPERATOR),
-        *_build_image_values("trainer.image", TRAINER),
+        *_build_image_values("trainer.image", CPU_TRAINER),
         *_build_image_values("task.image", TASK),
     ]
     set_arguments = [word for value in values for word in ("--set-string", value)]
@@ -125,11 +135,17 @@ def _print_answers(model_answers: questions.ModelAnswers) -> None:
     print(f"  Tuned model   {model_answers.tuned}\n")
 
 
-def _print_next_steps(cluster: Cluster) -> None:
-    print("The demo is complete. To inspect the run:")
-    cluster.print_environment()
-    for command in ("get ftj", f"describe ftj {JOB}", f"logs job/{JOB}"):
-        print(f"  kubectl {command}")
-    print("To train on your own data, read docs/how-to/own-data.md and the examples in manifests/samples/.")
-    print("To remove the cluster, run `make demo-down`.")
-    sys.stdout.flush()
+def render_next_steps(report: Path, kubectl: Path, kubeconfig: Path) -> str:
+    """Return where the report is, and commands that can be pasted into any shell of this machine."""
+    commands = [
+        f"  {kubectl} --kubeconfig {kubeconfig} {arguments}"
+        for arguments in ("get ftj", f"describe ftj {JOB}", f"logs job/{JOB}")
+    ]
+    lines = [
+        f"The demo is complete. Its report, for a browser: {report}",
+        "To inspect the run:",
+        *commands,
+        "To train on your own data, read docs/how-to/own-data.md and the examples in manifests/samples/.",
+        "To remove the cluster, run `make demo-down`. It keeps the report and everything that was built.",
+    ]
+    return "\n".join(lines)

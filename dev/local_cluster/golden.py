@@ -4,14 +4,15 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from local_cluster import cache, containerd, images, paths, shell, store
+from local_cluster import buildah, cache, containerd, images, paths, shell, store
 from local_cluster.console import log_step
 from local_cluster.containerd import ContainerdClient
 from local_cluster.errors import UserError
+from local_cluster.images import Image
 
 START_TIMEOUT_SECONDS = 30
 
@@ -24,9 +25,9 @@ def _get_golden_root() -> Path:
     return _get_images_folder() / "root"
 
 
-def has_images() -> bool:
-    """Return whether images were imported before."""
-    return (_get_images_folder() / "imported.json").exists()
+def has_images(selected: Iterable[Image]) -> bool:
+    """Return whether these images, of any sources, were imported before."""
+    return all(image.full_name in _read_imported() for image in selected)
 
 
 def lock_images() -> AbstractContextManager[None]:
@@ -34,17 +35,21 @@ def lock_images() -> AbstractContextManager[None]:
     return cache.lock("images")
 
 
-def import_built_images() -> None:
-    """Import the images that were built since the last import."""
-    built_references = images.list_built_references()
-    if _read_imported() == built_references:
+def import_built_images(selected: Iterable[Image]) -> None:
+    """Import those of the selected images that were built since they were last imported."""
+    imported_references = _read_imported()
+    new_references = {
+        name: reference
+        for name, reference in images.list_built_references(selected).items()
+        if imported_references.get(name) != reference
+    }
+    if not new_references:
         return
     with _run_containerd() as client:
-        for name, reference in built_references.items():
-            if _read_imported().get(name) != reference:
-                with log_step(f"importing {name.rpartition('/')[2]} into containerd", _get_log_path()):
-                    client.import_image(store.read_image(reference), name)
-                _record_import(name, reference)
+        for name, reference in new_references.items():
+            with log_step(f"importing {name.rpartition('/')[2]} into containerd", _get_log_path()):
+                client.import_image(store.read_image(reference), name)
+            _record_import(name, reference)
 
 
 def _read_imported() -> dict[str, str]:
@@ -67,7 +72,11 @@ def import_outdated(client: ContainerdClient) -> list[str]:
     """Import missing and outdated images into a running containerd. Return their names."""
     with lock_images():
         loaded_digests = client.list_images()
-        stored_images = {name: store.read_image(reference) for name, reference in _read_imported().items()}
+        stored_images = {
+            name: store.read_image(reference)
+            for name, reference in _read_imported().items()
+            if buildah.exists(reference)  # removed if its sources changed and another command built its own images
+        }
         outdated_names = [
             name
             for name, image in stored_images.items()

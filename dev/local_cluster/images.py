@@ -1,7 +1,7 @@
 """The images of a cluster: their sources, their names, and how they are built."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ class Image:
     dockerfile: str
     target: str = ""
     """Stage of the Dockerfile; empty for the last one."""
+    build_arguments: tuple[str, ...] = ()
+    """Arguments of the Dockerfile, as NAME=value."""
 
     @property
     def full_name(self) -> str:
@@ -27,7 +29,8 @@ class Image:
     @functools.cached_property
     def built_reference(self) -> str:
         """Return the name in buildah's store, with a hash of all sources. It is cached, because sources may change."""
-        return f"localhost/{self.name}:{cache.hash_files(_list_sources(self.dockerfile), get_base_reference())}"
+        sources_digest = cache.hash_files(_list_sources(self.dockerfile), get_base_reference(), *self.build_arguments)
+        return f"localhost/{self.name}:{sources_digest}"
 
     @property
     def name(self) -> str:
@@ -38,10 +41,18 @@ OPERATOR = Image("finetune-operator:dev", "Dockerfile.operator")
 TRAINER = Image("finetune-trainer:dev", "Dockerfile.trainer")
 TASK = Image("finetune-task:dev", "Dockerfile.trainer", target="task")
 IMAGES = (OPERATOR, TRAINER, TASK)
+# The demo trains on the CPU: its image has neither CUDA nor Unsloth, which are more than half of the other one.
+CPU_TRAINER = Image(
+    "finetune-trainer-cpu:dev",
+    "Dockerfile.trainer",
+    build_arguments=("ACCELERATOR=cpu", "UV_NO_CACHE=1", "UV_LINK_MODE=hardlink"),
+)
+DEMO_IMAGES = (OPERATOR, CPU_TRAINER, TASK)
 
 
 def _list_sources(dockerfile: str) -> Iterator[Path]:
-    for name in (dockerfile, ".dockerignore", "pyproject.toml", "uv.lock", "README.md", "LICENSE"):
+    files = ("pyproject.toml", "uv.lock", "README.md", "LICENSE", "dev/local_cluster/cuda_stubs.py")
+    for name in (dockerfile, ".dockerignore", *files):
         yield paths.REPOSITORY / name
     for folder in ("operator", "trainer"):
         for file in (paths.REPOSITORY / folder).rglob("*"):
@@ -58,15 +69,15 @@ def get_pause_reference() -> str:
     return get_base_reference().replace("-base:", "-pause:")
 
 
-def list_built_references() -> dict[str, str]:
-    """Return the images of a cluster: the name in containerd, and the reference in buildah's store."""
-    return {PAUSE_IMAGE: get_pause_reference(), **{image.full_name: image.built_reference for image in IMAGES}}
+def list_built_references(selected: Iterable[Image]) -> dict[str, str]:
+    """Return the pause image and the selected ones: the name in containerd, and the reference in buildah's store."""
+    return {PAUSE_IMAGE: get_pause_reference(), **{image.full_name: image.built_reference for image in selected}}
 
 
-def build_all() -> None:
-    """Build missing images and remove those that they replace."""
+def build_missing(selected: Iterable[Image]) -> None:
+    """Build those of the selected images that are missing, and remove images that were built from other sources."""
     _build_base()
-    for image in IMAGES:
+    for image in selected:
         _build_image(image)
     _remove_old_images()
 
@@ -105,7 +116,8 @@ def _build_image(image: Image) -> None:
     buildah.share_uv_cache(uv_cache)
     log = _create_log(f"{image.dockerfile}.{image.name}")
     with log_step(f"building the image {image.reference}", log):
-        source = buildah.Source(paths.REPOSITORY / image.dockerfile, image.target, get_base_reference())
+        build_arguments = (f"BASE_IMAGE={get_base_reference()}", *image.build_arguments)
+        source = buildah.Source(paths.REPOSITORY / image.dockerfile, image.target, build_arguments)
         buildah.build(source, image.built_reference, log)
 
 
@@ -117,7 +129,7 @@ def _create_log(name: str) -> Path:
 
 def _remove_old_images() -> None:
     """Remove images of earlier sources. buildah keeps the layers that current images share with them."""
-    current_references = {get_base_reference(), *list_built_references().values()}
+    current_references = {get_base_reference(), *list_built_references((*IMAGES, *DEMO_IMAGES)).values()}
     for reference in buildah.list_references():
         if reference not in current_references:
             buildah.remove(reference)

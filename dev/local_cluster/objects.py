@@ -37,6 +37,11 @@ class S3Objects:
         if dict(self.list_objects(bucket, key)).get(key) != file.stat().st_size:
             self._client.upload_file(str(file), bucket, key)
 
+    def download(self, bucket: str, key: str, file: Path) -> None:
+        """Download an object to a file, and create the folder of the file."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._client.download_file(bucket, key, str(file))
+
     def list_objects(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
         """Yield the key and the size in bytes of each object."""
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):

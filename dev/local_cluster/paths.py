@@ -17,5 +17,10 @@ def get_logs_folder() -> Path:
     return get_cache_folder() / "logs"
 
 
+def get_demo_folder() -> Path:
+    """Return the folder of the demo's report and of its Python environment."""
+    return get_cache_folder() / "demo"
+
+
 def get_cluster_folder(name: str) -> Path:
     return get_cache_folder() / "clusters" / name

@@ -3,23 +3,24 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from local_cluster import golden, images, preflight, shell, tools
+from local_cluster import golden, images, parts, preflight, shell, tools
+from local_cluster.parts import Parts
 
 
-def prepare_all(*extra_jobs: Callable[[], object]) -> None:
-    """Check the host, then build the Go programs and the images, and run the extra jobs, all in parallel."""
-    preflight.check_host()
-    _run_in_parallel(tools.ensure_built, build_images, *extra_jobs)
+def prepare_all() -> None:
+    """Check the host, then build the Go programs and the images of all clusters, in parallel."""
+    preflight.check_host(parts.ALL)
+    run_in_parallel(tools.ensure_built, lambda: build_images(parts.ALL))
 
 
-def build_images() -> None:
+def build_images(needed: Parts) -> None:
     """Build the images that have changed and import them into the containerd root that new clusters start from."""
     with golden.lock_images():
-        images.build_all()
-        golden.import_built_images()
+        images.build_missing(needed.images)
+        golden.import_built_images(needed.images)
 
 
-def _run_in_parallel(*jobs: Callable[[], object]) -> None:
+def run_in_parallel(*jobs: Callable[[], object]) -> None:
     """Run all jobs in threads. If one fails, the programs that the others run are terminated."""
     with ThreadPoolExecutor(len(jobs)) as pool:
         try:

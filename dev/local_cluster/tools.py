@@ -49,7 +49,9 @@ class GoModule:
         """Return the command of `go build`. One program is named after `programs`, several after their packages."""
         output_path = f"{target}/{self.programs[0]}" if len(self.programs) == 1 else f"{target}/"
         ldflags = f"-s -w {self.ldflags}".strip()
-        return [go, "build", "-v", "-trimpath", "-ldflags", ldflags, "-o", output_path, *self.packages]
+        # The linker drops debug information (-s -w), so the compiler need not generate it.
+        flags = ["-v", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", ldflags]
+        return [go, "build", *flags, "-o", output_path, *self.packages]
 
 
 _KUBERNETES_PROGRAMS = (
@@ -60,7 +62,8 @@ _KUBERNETES_PROGRAMS = (
     "kubectl",
     "kubelet",
 )
-MODULES = (
+# The programs of a cluster, and Helm.
+CLUSTER_MODULES = (
     GoModule(
         "kubernetes",
         tuple(f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES_PROGRAMS),
@@ -70,6 +73,9 @@ MODULES = (
     GoModule("etcd", ("go.etcd.io/etcd/server/v3",), ("etcd",)),
     GoModule("versitygw", ("github.com/versity/versitygw/cmd/versitygw",), ("versitygw",)),
     GoModule("helm", ("helm.sh/helm/v3/cmd/helm",), ("helm",), _HELM_LDFLAGS),
+)
+MODULES = (
+    *CLUSTER_MODULES,
     GoModule("kstatus", (".",), ("kstatus",)),  # used in tests
     GoModule("argocd", (".",), ("argocd-health",)),  # used in tests
 )
@@ -94,25 +100,42 @@ def find_module_folder(module: GoModule, path: str) -> Path:
 
 
 def ensure_built(modules: Sequence[GoModule] = MODULES) -> None:
-    """Build missing modules, in the order in which they are needed."""
-    for module in modules:
-        if not module.folder.exists():
-            with cache.lock(f"build-{module.name}"):
+    """Build missing modules, in the order in which they are needed.
+
+    Sources and compiled packages take several GB. They are kept between modules, and removed after the last one.
+    """
+    if all(module.folder.exists() for module in modules):
+        return
+    with cache.lock("go-build"):
+        for module in modules:
+            if not module.folder.exists():  # otherwise another process built it meanwhile
                 _build_module(module)
+        cache.remove_folder(_get_go_folder())
+
+
+def _get_go_folder() -> Path:
+    return paths.get_cache_folder() / "go"
 
 
 def _build_module(module: GoModule) -> None:
-    if module.folder.exists():  # another process built it meanwhile
-        return
     go = _find_go()
     log = paths.get_logs_folder() / f"build-{module.name}.log"
     log.unlink(missing_ok=True)
     with log_step(f"building {module.name} from source", log), cache.replace_folder(module.folder) as target_folder:
-        environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOTOOLCHAIN": "local"}
+        environment = _build_environment()
+        Path(environment["GOTMPDIR"]).mkdir(parents=True, exist_ok=True)
         shell.run(module.build_command(go, target_folder), log, cwd=module.source, env=environment)
     for old_folder in module.folder.parent.glob(f"{module.name}-*"):
         if old_folder != module.folder:
             cache.remove_folder(old_folder)
+
+
+def _build_environment() -> dict[str, str]:
+    """Return variables of a build whose sources and compiled packages are in the cache folder and can be removed."""
+    folder = _get_go_folder()
+    folders = {"GOPATH": str(folder / "path"), "GOCACHE": str(folder / "build"), "GOTMPDIR": str(folder / "tmp")}
+    # The compiler needs less time if it collects garbage less often.
+    return {"CGO_ENABLED": "0", "GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOGC": "400", **folders}
 
 
 def _find_go() -> str:
@@ -123,7 +146,7 @@ def _find_go() -> str:
         and parse_version(shell.capture_output([machine_go, "env", "GOVERSION"])) >= parse_version(GO_VERSION)[:2]
     ):
         return machine_go
-    folder = paths.get_cache_folder() / f"go-{GO_VERSION}"
+    folder = _get_go_folder() / f"go-{GO_VERSION}"
     with cache.lock("go"):
         if not folder.exists():
             _install_go(folder)

@@ -1,10 +1,11 @@
 """Tests of what the demo prints and of the objects that it creates."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from local_cluster import console, demo, follow, questions
+from local_cluster import console, demo, follow, notice, questions
 
 RUNNING = {
     "phase": "Running",
@@ -58,3 +59,26 @@ def test_duration_seconds_are_formatted(seconds: float, text: str) -> None:
 def test_answers_are_parsed_from_trainer_log() -> None:
     log = 'INFO downloading\n{"prompt": "How?", "base": "Well,\\n you", "adapter": "So."}\nINFO done\n'
     assert questions.parse_answers(log) == questions.ModelAnswers(base="Well, you", tuned="So.")
+
+
+def test_next_steps_name_report_and_complete_commands() -> None:
+    text = demo.render_next_steps(Path("/cache/demo/report.html"), Path("/bin/kubectl"), Path("/c/admin.kubeconfig"))
+    assert "/cache/demo/report.html\n" in text
+    assert "  /bin/kubectl --kubeconfig /c/admin.kubeconfig get ftj\n" in text
+    assert "  /bin/kubectl --kubeconfig /c/admin.kubeconfig logs job/quickstart\n" in text
+
+
+def test_notice_names_packages_folder_and_their_removal() -> None:
+    text = notice.render_notice(["buildah", "runc"], Path("/home/me/.cache/finetune-operator"))
+    assert "installs buildah runc with apt-get" in text
+    assert "apt-get purge --autoremove buildah runc\n" in text
+    assert "make demo-down && rm -r /home/me/.cache/finetune-operator\n" in text
+    assert "ftj-demo" in text
+
+
+def test_notice_nothing_missing_installs_no_package() -> None:
+    assert "apt-get" not in notice.render_notice([], Path("/cache"))
+
+
+def test_notice_and_demo_name_the_same_cluster() -> None:
+    assert notice.CLUSTER == demo.CLUSTER

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from local_cluster import buildah, containerd, debian, images, store
-from local_cluster.images import IMAGES, Image
+from local_cluster.images import CPU_TRAINER, IMAGES, Image
+
+ALL_IMAGES = (*IMAGES, CPU_TRAINER)
 
 FIRST, SECOND, THIRD = (f"sha256:{letter * 64}" for letter in "abc")
 
@@ -32,15 +34,17 @@ def test_snapshot_folder_is_parsed_from_mount_command(mount: str, folder: str) -
     assert containerd.parse_snapshot_folder(mount) == folder
 
 
-@pytest.mark.parametrize("image", IMAGES, ids=lambda image: str(image.name))
+@pytest.mark.parametrize("image", ALL_IMAGES, ids=lambda image: str(image.name))
 def test_image_tag_depends_on_build_inputs(image: Image) -> None:
-    same_image = Image(image.reference, image.dockerfile)
+    same_image = Image(image.reference, image.dockerfile, build_arguments=image.build_arguments)
+    other_image = Image(image.reference, image.dockerfile, build_arguments=("OTHER=argument",))
     assert same_image.built_reference == image.built_reference
+    assert other_image.built_reference != image.built_reference
     assert image.built_reference.startswith(f"localhost/{image.name}:")
 
 
 def test_images_have_distinct_tags() -> None:
-    assert len({image.built_reference for image in IMAGES}) == len(IMAGES)
+    assert len({image.built_reference for image in ALL_IMAGES}) == len(ALL_IMAGES)
 
 
 def test_image_full_name_has_registry_and_tag() -> None:

@@ -1,5 +1,6 @@
 """Tests of the Go modules with pinned versions that local clusters are built from."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,27 @@ def test_kubernetes_version_matches_go_mod() -> None:
 def test_build_command_output_is_program_name(module: str, output: str) -> None:
     command = BY_NAME[module].build_command("go", Path("/target"))
     assert command[command.index("-o") + 1] == output
+
+
+# A Go of a recent version whose build writes sources, compiled packages and the program, which is named after `-o`.
+FAKE_GO = """#!/bin/sh -e
+case $1 in
+  env) echo go1.99 ;;
+  build) mkdir -p "$GOPATH/pkg/mod" "$GOCACHE"; while [ "$1" != -o ]; do shift; done; echo hello > "$2" ;;
+esac
+"""
+
+
+def test_ensure_built_keeps_program_and_removes_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = tmp_path / "bin" / "go"
+    go.parent.mkdir()
+    go.write_text(FAKE_GO)
+    go.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{go.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tools.ensure_built([BY_NAME["etcd"]])
+    assert tools.find_program("etcd").read_text() == "hello\n"
+    assert not (tmp_path / "finetune-operator" / "go").exists()
 
 
 def test_go_module_other_build_flags_use_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def _fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _remove_apt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debian, "PACKAGES", {"no-such-program": "some-package"})
-    monkeypatch.setattr(preflight, "_check_disk", lambda: None)
+    monkeypatch.setattr(preflight, "_check_disk", lambda _parts: None)
     monkeypatch.setattr(shutil, "which", lambda _name: None)
 
 
