@@ -17,6 +17,7 @@ from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.data_sources import check_files_unchanged
 from finetune_trainer.inputs.resolve import DownloadedInputs
+from finetune_trainer.modeling.sharding_limits import list_unsupported_settings
 from finetune_trainer.training.model_shape import ModelShape, measure_shape
 from finetune_trainer.training.scratch_needs import list_training_parts
 from finetune_trainer.training.steps import count_optimizer_steps
@@ -55,18 +56,7 @@ def check_settings(config: TrainerConfig) -> None:
 
 def check_sharding(config: TrainerConfig) -> None:
     """Raise `CONFIG_INVALID` for settings that a sharded base model does not support."""
-    training, lora = config.training, config.training.lora
-    unsupported = {
-        "training.backend unsloth": training.backend == "unsloth",
-        "training.method kto": training.method == "kto",
-        "training.kernels liger": training.kernels == "liger",
-        f"model.quantization {config.model.quantization}": config.model.quantization != "none",
-        "output.merged": config.output.merged,
-        "training.lora.variant dora": lora.variant == "dora",
-        "training.lora.targetParameters": bool(lora.target_parameters),
-        "training.lora.trainableTokens": bool(lora.trainable_tokens),
-    }
-    names = [name for name, is_set in unsupported.items() if is_set]
+    names = list_unsupported_settings(config)
     if names:
         message = f"compute.sharding full does not support {' and '.join(names)}; change it, or set sharding to none"
         raise TrainerError(Reason.CONFIG_INVALID, message)

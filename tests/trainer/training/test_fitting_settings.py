@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.support.trainer.model_shapes import LLAMA_8B, make_config
 
-from finetune_trainer.training.fitting_settings import RunSize, find_fastest, find_nearest
+from finetune_operator.api.spec import FineTuneJobSpec
+from finetune_trainer.config.loader import find_broken_rules
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.training.fitting_settings import Fields, RunSize, find_fastest, find_nearest
+from finetune_trainer.training.steps import resolve_accumulation
 
 EQUAL = RunSize(LLAMA_8B, np.full(1000, 2048))
 MIXED = RunSize(LLAMA_8B, np.tile([128, 512, 1024, 2048], 250))
@@ -23,7 +30,8 @@ def test_fastest_settings_keep_activations_if_there_is_room() -> None:
 
 
 def test_fastest_settings_avoid_padding_of_rows_of_different_length() -> None:
-    settings = find_fastest(make_config(batchSize=8, gradientAccumulation=1), MIXED, 80e9)
+    config = make_config(batchSize=8, gradientAccumulation=1, backend="transformers")
+    settings = find_fastest(config, MIXED, 80e9)
     assert settings
     assert settings.fields == {
         "training.batchSize": 4,
@@ -65,16 +73,91 @@ def test_nearest_settings_are_tried_in_order(
     assert settings.notes == (["quantization rounds the base model, so losses differ"] if gigabytes == 16 else [])
 
 
-def test_nearest_settings_shard_merged_model_over_gpus_with_same_rows_per_step() -> None:
-    settings = find_nearest(make_config(output={"merged": True}), EQUAL, 16e9)
+def test_fastest_settings_keep_unsloth_and_options_of_the_model() -> None:
+    """Backend auto would choose transformers for `paddingFree`, and some families mix the rows of a sequence."""
+    automatic = find_fastest(make_config(batchSize=8, gradientAccumulation=1), MIXED, 80e9)
+    mixing = RunSize(replace(LLAMA_8B, unsupported=frozenset({"packs"})), MIXED.lengths)
+    settings = find_fastest(make_config(batchSize=8, gradientAccumulation=1, backend="transformers"), mixing, 80e9)
+    assert automatic
     assert settings
-    assert settings.fields["compute.sharding"] == "full"
-    assert "model.quantization" not in settings.fields
-    ranks, accumulation = (
-        settings.fields["compute.gpusPerNode"],
-        settings.fields.get("training.gradientAccumulation", 4),
-    )
-    assert int(ranks) * int(accumulation) * int(settings.fields.get("training.batchSize", 2)) == 8
+    assert automatic.fields["training.batching"] == settings.fields["training.batching"] == "byLength"
+
+
+@pytest.mark.parametrize(
+    ("changes", "unsupported"),
+    [
+        ({"output": {"merged": True}}, ()),
+        ({"kernels": "liger"}, ("nf4",)),
+        ({"method": "kto", "batchSize": 4}, ("nf4",)),
+        ({}, ("nf4", "shards")),
+    ],
+    ids=["merged", "liger", "kto", "model"],
+)
+def test_nearest_settings_are_none_if_sharding_would_be_refused(
+    changes: dict[str, Any], unsupported: tuple[str, ...]
+) -> None:
+    size = RunSize(replace(LLAMA_8B, unsupported=frozenset(unsupported)), EQUAL.lengths)
+    assert find_nearest(make_config(**changes), size, 16e9) is None
+
+
+SHARDED = {"gpusPerNode": 2, "sharding": "full"}
+
+
+@pytest.mark.parametrize(
+    ("training", "compute"),
+    [
+        *product(
+            [
+                {},
+                {"batchSize": 64, "gradientAccumulation": 32},
+                {"batchSize": 8, "globalBatchSize": 64},
+                {"batchSize": 1, "gradientAccumulation": 1024, "method": "dpo"},
+                {"batching": "packed", "backend": "transformers"},
+            ],
+            [{}, {"nodes": 2}, SHARDED],
+        ),
+        ({"method": "kto", "batchSize": 4}, {"nodes": 2}),
+    ],
+    ids=str,
+)
+def test_settings_are_accepted_by_the_api_and_fit_when_they_are_applied(
+    training: dict[str, Any], compute: dict[str, Any]
+) -> None:
+    spec = {**make_config(**training).to_json(), "compute": compute}
+    for capacity in (8e9, 16e9, 24e9, 80e9, 1e12):
+        size = make_size(spec)
+        config = TrainerConfig.model_validate({name: spec[name] for name in spec if name != "compute"})
+        settings = find_fastest(config, size, capacity) or find_nearest(config, size, capacity)
+        if settings is None:
+            continue
+        changed = apply_fields(spec, settings.fields)
+        assert list(find_broken_rules(FineTuneJobSpec.model_validate(changed))) == []
+        applied = TrainerConfig.model_validate({name: changed[name] for name in changed if name != "compute"})
+        assert make_size(changed).estimate(applied).total == settings.memory.total
+        assert find_fastest(applied, make_size(changed), capacity)
+        assert count_rows(changed) == count_rows(spec)
+
+
+def make_size(spec: dict[str, Any]) -> RunSize:
+    compute = spec["compute"]
+    return RunSize(LLAMA_8B, MIXED.lengths, count_ranks(spec), compute.get("sharding") == "full")
+
+
+def count_ranks(spec: dict[str, Any]) -> int:
+    return int(spec["compute"].get("nodes", 1) * spec["compute"].get("gpusPerNode", 1))
+
+
+def count_rows(spec: dict[str, Any]) -> int:
+    training = TrainerConfig.model_validate({name: spec[name] for name in spec if name != "compute"}).training
+    return training.batch_size * resolve_accumulation(training, count_ranks(spec)) * count_ranks(spec)
+
+
+def apply_fields(spec: dict[str, Any], fields: Fields) -> dict[str, Any]:
+    changed = copy.deepcopy(spec)
+    for path, value in fields.items():
+        section, name = path.split(".")
+        changed[section][name] = value
+    return changed
 
 
 def test_nearest_settings_are_none_if_nothing_fits() -> None:

@@ -150,6 +150,18 @@ def measure_quantization(config: TrainerConfig, base: PreTrainedModel) -> Quanti
     return QuantizationCoverage(quantized, unquantized)
 
 
+def compute_quantizable_fraction(base: PreTrainedModel) -> float:
+    """Return the share of the weights in layers that transformers replaces by quantized ones. The base model is not
+    quantized, and may be on the `meta` device."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    counts = Counter[bool]()
+    for _, module, count in _iterate_weights(base):  # subclasses of Linear, as in Falcon, are not replaced
+        counts[type(module) is torch.nn.Linear or isinstance(module, Conv1D)] += count
+    return counts[True] / max(counts.total(), 1)
+
+
 def _iterate_weights(base: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module, int]]:
     """Yield the path, module and number of weights of each linear layer and each stack of matrices of the language
     part."""

@@ -55,6 +55,14 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
             raise TrainerError(Reason.CONFIG_INVALID, message)
 
 
+def is_measured(model_type: str, column: str) -> bool:
+    """Return whether an option was measured for a variant of a family."""
+    families = load_families().items()
+    return any(
+        cells[column] != NOT_MEASURED for name, cells in families if name.partition(VARIANT_SEPARATOR)[0] == model_type
+    )
+
+
 def find_problem(model_type: str, column: str) -> str | None:
     """Return why an option does not work for a family, or None if it works for a variant or was not measured."""
     cells = [

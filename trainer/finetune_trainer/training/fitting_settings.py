@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import TrainerConfig, Training
+from finetune_trainer.modeling.sharding_limits import list_unsupported_settings
 from finetune_trainer.training.batching import Lengths
 from finetune_trainer.training.computed_tokens import count_computed_tokens
 from finetune_trainer.training.memory_needs import MemoryEstimate, estimate_memory, measure_rows
@@ -18,6 +19,8 @@ from finetune_trainer.training.steps import resolve_accumulation
 _MIN_GAIN = 0.95
 """Settings that take more than this fraction of the time are not worth a change."""
 _SHARDING_RANKS = (2, 4, 8)
+_MAX_BATCH = 1024
+"""Largest `batchSize` and `gradientAccumulation` of the API."""
 _RESULT_NOTES = {
     "model.quantization": "quantization rounds the base model, so losses differ",
     "training.batching": "byLength combines other rows into batches, so losses of single steps differ",
@@ -76,7 +79,7 @@ def find_fastest(config: TrainerConfig, size: RunSize, capacity: float) -> Fitti
     as_written = _assess(written, written)
     if not as_written.memory.fits(capacity):
         return None
-    candidates = [_assess(written, each) for each in _vary(config, size, _list_batchings(config))]
+    candidates = [_assess(written, each) for each in _vary(config, size, _list_batchings(written))]
     faster = [each for each in candidates if each.relative_time < _MIN_GAIN and each.memory.fits(capacity)]
     return min(faster, key=_rank, default=as_written)
 
@@ -118,18 +121,22 @@ def _estimate_work(candidate: _Candidate) -> float:
     return passes * count_computed_tokens(config, size.lengths) / size.ranks
 
 
-def _list_batchings(config: TrainerConfig) -> list[str | None]:
+def _list_batchings(written: _Candidate) -> list[str | None]:
     """Return the values of `training.batching` with the same rows in each step. With `packed`, a step has as many rows
-    as fit into its sequences."""
-    others = {"sft": ["byLength", "paddingFree"], "dpo": ["byLength"]}.get(config.training.method, [])
-    return [config.training.batching, *([] if config.training.effective_batching == "packed" else others)]
+    as fit into its sequences. With `paddingFree`, backend auto would no longer choose Unsloth, which is faster."""
+    training, size = written.config.training, written.size
+    if training.effective_batching == "packed" or training.method == "kto":
+        return [training.batching]
+    may_use_unsloth = training.backend == "auto" and training.kernels == "standard" and size.ranks == 1
+    joins_rows = training.method == "sft" and not may_use_unsloth and "packs" not in size.shape.unsupported
+    return [training.batching, "byLength", *(["paddingFree"] if joins_rows else [])]
 
 
 def _vary(config: TrainerConfig, size: RunSize, batchings: Iterable[str | None]) -> Iterator[_Candidate]:
     """Yield the config with other batch sizes, with and without gradient checkpointing, and with each batching."""
     training = config.training
     rows = training.batch_size * resolve_accumulation(training, size.ranks)
-    batch_sizes = [each for each in range(rows, 0, -1) if rows % each == 0]
+    batch_sizes = [each for each in range(min(rows, _MAX_BATCH), 0, -1) if _can_split(training, rows, each)]
     if get_method(config).compares_rows:
         batch_sizes = [training.batch_size]
     for batch_size, recomputes, batching in product(batch_sizes, (False, True), batchings):
@@ -139,8 +146,15 @@ def _vary(config: TrainerConfig, size: RunSize, batchings: Iterable[str | None])
         yield _Candidate(config.model_copy(update={"training": training.model_copy(update=changes)}), size)
 
 
+def _can_split(training: Training, rows: int, batch_size: int) -> bool:
+    """Return whether the API accepts a batch size with which a step has so many rows."""
+    is_limited = training.global_batch_size is None
+    return rows % batch_size == 0 and not (is_limited and rows // batch_size > _MAX_BATCH)
+
+
 def _can_quantize(config: TrainerConfig, size: RunSize) -> bool:
-    return config.model.quantization == "none" and not (config.output.merged or size.is_sharded)
+    is_refused = config.output.merged or size.is_sharded or "nf4" in size.shape.unsupported
+    return config.model.quantization == "none" and not is_refused
 
 
 def _quantize(config: TrainerConfig) -> TrainerConfig:
@@ -151,18 +165,15 @@ def _shard(config: TrainerConfig, size: RunSize, ranks: int) -> Iterator[_Candid
     """Yield settings with the same rows per step on more GPUs that share the base model, if the run supports that."""
     training = config.training
     rows = training.batch_size * resolve_accumulation(training, size.ranks) * size.ranks
-    if size.is_sharded or rows % ranks or not _can_shard(config):
+    is_refused = "shards" in size.shape.unsupported or bool(list_unsupported_settings(config))
+    if rows % ranks or is_refused or (size.is_sharded and ranks == size.ranks):
         return
-    split = training.model_copy(update={"batch_size": 1, "gradient_accumulation": rows // ranks})
+    changes: dict[str, Any] = {"batch_size": 1}
+    if training.global_batch_size is None:
+        changes["gradient_accumulation"] = rows // ranks
+    split = training.model_copy(update=changes)
     sharded = replace(size, ranks=ranks, is_sharded=True)
     yield from _vary(config.model_copy(update={"training": split}), sharded, [training.batching])
-
-
-def _can_shard(config: TrainerConfig) -> bool:
-    training, lora = config.training, config.training.lora
-    is_supported = training.method != "kto" and training.backend != "unsloth" and lora.variant != "dora"
-    names_tensors = lora.target_parameters or lora.trainable_tokens
-    return is_supported and config.model.quantization == "none" and not names_tensors
 
 
 def _list_changes(written: _Candidate, candidate: _Candidate) -> Fields:
@@ -174,7 +185,7 @@ def _list_changes(written: _Candidate, candidate: _Candidate) -> Fields:
         for name, value in new[section].items()
         if old[section].get(name) != value
     }
-    if candidate.size.is_sharded and not written.size.is_sharded:
+    if candidate.size.ranks != written.size.ranks or candidate.size.is_sharded != written.size.is_sharded:
         nodes = {"compute.nodes": 1} if written.size.ranks > 1 else {}
         changes |= {**nodes, "compute.gpusPerNode": candidate.size.ranks, "compute.sharding": "full"}
     return changes

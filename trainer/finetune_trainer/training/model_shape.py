@@ -11,6 +11,7 @@ from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.modeling.language_part import find_language_prefix
 from finetune_trainer.modeling.lora import list_adapter_sizes
 from finetune_trainer.modeling.positions import get_max_positions
+from finetune_trainer.modeling.unsupported_options import list_unsupported_options
 from finetune_trainer.training.scratch_needs import ModelSizes, count_small_parameters
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class ModelShape:
     """Maximum length of a text in tokens, if it is limited."""
     small_adapter_parameters: int = 0
     """Parameters of the adapter in tensors that are too small for moments in 8 bits."""
+    unsupported: frozenset[str] = frozenset()
+    """Options that the base model does not support; see `list_unsupported_options`."""
 
     @property
     def sizes(self) -> ModelSizes:
@@ -71,6 +74,7 @@ def measure_shape(
     head, linear_layers = meta_model.get_output_embeddings(), list(_iterate_linear_layers(meta_model))
     linear_sizes = [layer.weight.numel() for layer in linear_layers if layer is not head]
     norm_size = sum(_iterate_norm_sizes(meta_model, prefix, query_size, key_value_size)) // num_layers
+    unsupported = list_unsupported_options(config, meta_model)
     parameter_sizes = {name: parameter.numel() for name, parameter in meta_model.named_parameters()}
     layer_sizes = [size for name, size in parameter_sizes.items() if _is_in_layer(name, prefix)]
     adapter_sizes = list_adapter_sizes(config, meta_model, model_dir)
@@ -91,6 +95,7 @@ def measure_shape(
         adapter_input_size=sum(_iterate_adapter_inputs(meta_model)) // num_layers,
         max_positions=get_max_positions(meta_model.config),
         small_adapter_parameters=count_small_parameters(adapter_sizes),
+        unsupported=unsupported,
     )
 
 
