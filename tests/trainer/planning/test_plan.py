@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import yaml
+from tests.matrix.families import build_config
 from tests.support.trainer.model_shapes import LLAMA_8B, make_config
 from tests.support.trainer.plan_jobs import PlanJobWriter
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, build, chat, config
@@ -23,10 +24,12 @@ from finetune_trainer.config.loader import load_manifest
 from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.loading import load_model
+from finetune_trainer.modeling.model_config import build_meta_model
+from finetune_trainer.modeling.unsupported_options import list_unsupported_options
 from finetune_trainer.pipeline import run
 from finetune_trainer.planning import estimates
 from finetune_trainer.planning.model_shape import compute_model_shape
-from finetune_trainer.planning.plan import CheckFailedError, RunResources, build_plan
+from finetune_trainer.planning.plan import CheckFailedError, RunResources, build_plan, read_resources
 from finetune_trainer.planning.plan_text import to_text
 from finetune_trainer.planning.weights import count_parameters
 from finetune_trainer.run_setup import resolve_run
@@ -34,6 +37,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.telemetry.termination_message import OutcomeRecorder
 
 if TYPE_CHECKING:
+    from tests.support.trainer.faulty_proxy import FaultyProxy
     from tests.support.trainer.s3_server import S3Server
 
 ROWS = [*(chat("Which lamp?", "The red one. " * count) for count in range(1, 9)), chat("x", "y " * 400)]
@@ -126,7 +130,7 @@ class TestPlanAgainstRun:
         assert planned == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.15)
 
     def test_run_larger_than_host_ends_before_weights_are_downloaded(
-        self, job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: FaultyProxy
     ) -> None:
         small = psutil.virtual_memory()._replace(total=100_000)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
@@ -137,6 +141,45 @@ class TestPlanAgainstRun:
             run(resolve_run(load_manifest(job(ROWS))), tmp_path, recorder)
         assert caught.value.reason is Reason.OUT_OF_MEMORY
         assert recorder.progress.get_latest().stage is Stage.PREPARING
+        assert any(path.endswith("config.json") for path in proxy.read_paths)
+        assert not any(path.endswith(".safetensors") for path in proxy.read_paths)
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({"model": {"quantization": "nf4"}}, "model.quantization nf4"),
+            (
+                {"training": {"kernels": "liger"}, "output": {"merged": True}},
+                "training.kernels liger and output.merged",
+            ),
+        ],
+        ids=["nf4", "liger and merged"],
+    )
+    def test_plan_sharded_settings_that_the_run_refuses_are_refused(
+        self, job: Callable[..., Path], tmp_path: Path, changes: dict[str, dict[str, Any]], problem: str
+    ) -> None:
+        manifest = job(ROWS)
+        document = json.loads(manifest.read_text())
+        for section, fields in {**changes, "compute": {"gpusPerNode": 2, "sharding": "full"}}.items():
+            document["spec"][section] = {**document["spec"].get(section, {}), **fields}
+        manifest.write_text(json.dumps(document))
+        with pytest.raises(TrainerError, match=f"compute.sharding full does not support {problem};"):
+            build_plan(load_manifest(manifest), tmp_path, read_resources(manifest))
+
+    @pytest.mark.parametrize(
+        ("family", "unsupported"),
+        [
+            ("llama", set()),
+            ("gpt2", {"shards"}),
+            ("falcon", {"nf4", "packs", "shards"}),
+            ("mixtral", {"nf4"}),
+            ("lfm2", {"packs"}),
+        ],
+    )
+    def test_options_that_a_run_refuses_are_unsupported(self, family: str, unsupported: set[str]) -> None:
+        ids = {"vocab_size": 400, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+        meta_model = build_meta_model(build_config(family, ids))
+        assert list_unsupported_options(config({}), meta_model) == unsupported
 
     @pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
     def test_plan_cross_validation_counts_all_trainings(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,19 @@ def world_size() -> int:
 def is_sharded() -> bool:
     """Return whether the ranks share the base model: each holds a part of every layer."""
     return os.environ.get(SHARDING_ENV) == "full"
+
+
+@contextmanager
+def plan_sharding(is_sharded: bool) -> Iterator[None]:
+    """Make this process, which is no rank of the run, check settings and base model in the block as its ranks do."""
+    earlier = os.environ.get(SHARDING_ENV)
+    os.environ[SHARDING_ENV] = "full" if is_sharded else "none"
+    try:
+        yield
+    finally:
+        os.environ.pop(SHARDING_ENV)
+        if earlier is not None:
+            os.environ[SHARDING_ENV] = earlier
 
 
 def is_rank_zero() -> bool:

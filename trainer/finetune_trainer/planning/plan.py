@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -136,7 +137,7 @@ def build_plan(
     Raises the errors that the run would raise for its data and model, and `CheckFailedError` if the scratch volume is
     too small.
     """
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
+    with _inspect_inputs(config, scratch, resources) as inputs:
         plan = _assemble_plan(inputs, resources, row_count)
         _check_scratch(plan, resources.scratch_size)
         return plan
@@ -168,7 +169,7 @@ def build_series_plan(
 
     Raises as `build_plan`.
     """
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
+    with _inspect_inputs(config, scratch, resources) as inputs:
         plan = _assemble_plan(inputs, resources, 0)
         _check_scratch(plan, resources.scratch_size)
         size = _measure_size(inputs, resources)
@@ -218,8 +219,7 @@ def build_checked_plan(
     Raises as `build_plan`, and `CheckFailedError` for the errors that the run would raise before its first step.
     """
     topology.use_first_gpu()
-    world_size = resources.world_size
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size, chooses_backend=True) as inputs:
+    with _inspect_inputs(config, scratch, resources, chooses_backend=True) as inputs:
         from finetune_trainer.planning import model_check
 
         plan = _assemble_plan(inputs, resources, row_count)
@@ -240,6 +240,18 @@ def _check_scratch(plan: Plan, scratch_size: int | None) -> None:
         f"{suggest_size(plan.scratch_bytes)} or more"
     )
     raise CheckFailedError(TrainerError(Reason.DISK_FULL, message), plan)
+
+
+@contextmanager
+def _inspect_inputs(
+    config: TrainerConfig, scratch: Path, resources: RunResources, chooses_backend: bool = False
+) -> Iterator[inspection.InspectedInputs]:
+    """Yield the inspected inputs of a run with these resources. Raises as `inspection.inspect_inputs`."""
+    with (
+        topology.plan_sharding(resources.is_sharded),
+        inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size, chooses_backend) as inputs,
+    ):
+        yield inputs
 
 
 def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
