@@ -200,6 +200,7 @@ class TestPlanAgainstRun:
         if not packing:  # each row is trained on twice in all trainings but one
             assert (plan.steps, plan.tokens_trained) == (2 * 3 * 4, 2 * 3 * plan.dataset.tokens)
         assert f"{plan.steps} of 4 trainings (3 folds)" in to_text(plan)
+        assert ("sequences" if packing else "rows") + " per step" in to_text(plan)
 
     def test_plan_adapter_with_other_rank_is_refused(
         self, job: Callable[..., Path], s3: S3Server, tmp_path: Path
@@ -218,6 +219,8 @@ class TestPlanAgainstRun:
         text, advice = to_text(build_plan(load_manifest(job(ROWS)), tmp_path)).split("\n\n")
         lines = text.splitlines()
         assert "# 16 GB, 24 GB, 40 GB, 80 GB, 141 GB: fits; faster with ~ 1.4 GiB" in advice
+        sharded = to_text(build_plan(load_manifest(job(ROWS)), tmp_path, RunResources(2, is_sharded=True)))
+        assert "16, of 2 ranks that share the base model" in sharded
         assert yaml.safe_load(advice)["training"]["gradientCheckpointing"] is False
         table = {label.strip(): value.strip() for label, value in (line.split("  ", 1) for line in lines)}
         assert table["rows read"] == "9"

@@ -79,8 +79,10 @@ class Plan(Model):
     """Percentiles of the length of kept rows in tokens; 100 is the longest row."""
     workers: int
     """Number of ranks, one for each GPU."""
+    batching: str
+    """How rows form batches, as in `training.batching`."""
     batch: int
-    """Rows per optimizer step, of all ranks."""
+    """Rows per optimizer step, of all ranks. With `packed` they are sequences of rows."""
     steps_per_epoch: int
     """Optimizer steps per epoch of the training on all rows."""
     trainings: int
@@ -275,6 +277,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, 
     scratch_parts = estimates.estimate_scratch(config, shape, steps[-1], inputs.list_stored_parts())
     return Plan(
         workers=world_size,
+        batching=training.effective_batching,
         batch=training.batch_size * resolve_accumulation(training, world_size) * world_size,
         dataset=prepared.report,
         max_length=config.model.max_length,

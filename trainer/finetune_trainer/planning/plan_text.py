@@ -74,7 +74,9 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "maximum length", f"{plan.max_length:,} tokens, the base model's positions; model.maxLength is higher"
     folds_text = f" of {plan.trainings} trainings ({plan.trainings - 1} folds)" if plan.trainings > 1 else ""
     yield "steps", f"{plan.steps:,}{folds_text}, {plan.steps_per_epoch:,} per epoch"
-    yield "rows per step", f"{plan.batch:,}" + (f", of {plan.workers} ranks" if plan.workers > 1 else "")
+    shares_text = " that share the base model" if plan.estimated_memory.gathered else ""
+    ranks_text = f", of {plan.workers} ranks{shares_text}" if plan.workers > 1 else ""
+    yield f"{'sequences' if plan.batching == 'packed' else 'rows'} per step", f"{plan.batch:,}{ranks_text}"
     yield "base model", f"{plan.model_parameters:,} parameters"
     yield "adapter", f"{plan.trainable_parameters:,} parameters, {format_bytes(plan.adapter_bytes)}"
     yield "checkpoint", f"~ {format_bytes(plan.estimated_checkpoint_bytes)}"

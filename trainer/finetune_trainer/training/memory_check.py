@@ -96,6 +96,8 @@ def log_memory(prediction: Prediction, capacity: Capacity) -> None:
 
 def _describe_shortage(memory: MemoryEstimate, needed: int, capacity: Capacity, nearest: FittingSettings | None) -> str:
     uses = f"base model {format_bytes(memory.base)}, adapter {format_bytes(memory.adapter)}"
+    if memory.gathered:
+        uses += f", gathered layers {format_bytes(memory.gathered)}"
     if capacity.kind == "GPU":
         uses += f", activations {format_bytes(memory.activations)}, logits {format_bytes(memory.logits)}"
     needs = f"the run needs about {format_bytes(needed)} of {capacity.kind} memory ({uses})"
