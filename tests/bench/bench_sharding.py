@@ -6,6 +6,7 @@ so that no weight stays in a mapped file. Each rank samples its own private memo
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -77,8 +78,10 @@ def _run_group(folder: str, sharding: str, ranks: int) -> None:
 
 
 def _measure_rank(folder: Path) -> None:
-    from finetune_trainer.modeling import loading
+    from finetune_trainer.modeling import backends, loading
 
+    backends.import_backend("transformers")
+    importlib.import_module("transformers.models.llama.modeling_llama")  # libraries take more memory than the model
     collectives.init_process_group(lambda: None)
     collectives.barrier()
     with _MemorySampler() as memory:
