@@ -61,7 +61,7 @@ def read_numbers(run: TrainerRun) -> dict[str, float]:
 
 
 def test_sharding_ranks_train_evaluate_and_publish_like_one_process(
-    s3: S3Server, make_group: Callable[..., WorkerGroup], dataset: dict[str, Any], tmp_path: Path
+    s3: S3Server, make_group: Callable[..., WorkerGroup], dataset: dict[str, Any]
 ) -> None:
     changes = {"evaluation": {"task": "generation", "samplePrompts": ["How far is 1?"], "bias": {}}}
     plain = make_group("plain", 1, dataset=dataset)
@@ -71,7 +71,7 @@ def test_sharding_ranks_train_evaluate_and_publish_like_one_process(
         sharded = shard(make_group(name, nodes, dataset=dataset), changes)
         assert sharded.run(**TRAINING) == [0] * nodes, sharded.logs
         assert read_numbers(sharded.rank_zero) == pytest.approx(read_numbers(plain.rank_zero), abs=1e-5)
-        expected, actual = read_adapter(s3, plain.rank_zero, tmp_path), read_adapter(s3, sharded.rank_zero, tmp_path)
+        expected, actual = read_adapter(s3, plain.rank_zero), read_adapter(s3, sharded.rank_zero)
         assert expected.keys() == actual.keys()
         assert max(float((expected[key] - actual[key]).abs().max()) for key in expected) < 1e-4
         assert sharded.rank_zero.read_metrics()["exactMatch"] == plain.rank_zero.read_metrics()["exactMatch"]
