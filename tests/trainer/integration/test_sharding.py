@@ -37,8 +37,8 @@ def make_group(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[...,
 
 @pytest.fixture
 def dataset(s3: S3Server) -> dict[str, Any]:
-    """Rows that two ranks cannot share evenly, and an odd number of rows for the validation."""
-    held_out = [{"prompt": f"How far is {n}?", "completion": "Far."} for n in range(3)]
+    """Rows that two ranks cannot share evenly, and rows for the validation of which one rank has more batches."""
+    held_out = [{"prompt": f"How far is {n}?", "completion": "Near." if n % 2 else "So far." * 9} for n in range(5)]
     s3.put("s3://data/held-out.jsonl", "".join(json.dumps(row) + "\n" for row in held_out).encode())
     s3.put("s3://data/uneven.jsonl", make_rows(18))
     return {
@@ -94,7 +94,7 @@ def test_sharding_suspended_run_is_resumed_by_one_complete_copy(
 def test_sharding_ranks_train_on_preferences_like_one_process(
     s3: S3Server, make_group: Callable[..., WorkerGroup]
 ) -> None:
-    pairs = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(11)]
+    pairs = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(13)]
     for name, rows in (("pairs", pairs[:8]), ("held-out-pairs", pairs[8:])):
         s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     dataset = {
