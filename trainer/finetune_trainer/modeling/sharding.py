@@ -100,12 +100,25 @@ def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients(model: PeftModel) -> None:
-    """Average the gradients of the adapter over all ranks, in place. All ranks must call it."""
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    """Average the gradients of the adapter over all ranks, in place. All ranks must call it.
+
+    A weight that a rank has not used counts as zero there: of an expert, for example, that got none of its tokens. A
+    weight that no rank has used keeps no gradient, as in a single process.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    use_counts = collectives.all_reduce_sum(torch.tensor([weight.grad is not None for weight in weights]).int())
+    gradients = [_get_gradient(weight) for weight, count in zip(weights, use_counts.tolist(), strict=True) if count]
     pending = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
     for gradient, work in zip(gradients, pending, strict=True):
         work.wait()
         gradient /= topology.world_size()
+
+
+def _get_gradient(weight: torch.nn.Parameter) -> torch.Tensor:
+    """Return the gradient of a weight, which is zero if there was none."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 @contextmanager
