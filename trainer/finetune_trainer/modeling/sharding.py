@@ -76,11 +76,23 @@ def shard_loaded_model(base: PreTrainedModel) -> None:
     completely, then computes in the same way as several ones."""
     if topology.world_size() == 1:
         mesh = collectives.init_single_rank_mesh(base.device.type, _MESH_NAME)
+        _untie_weights(base)
         apply_fully_sharded_data_parallelism(base, mesh)
+        base.tie_weights(recompute_mapping=False)
     # Rank 0 generates alone, in `keep_in_step`. Otherwise `generate` would communicate after each token.
     base._is_fsdp_managed_module = False
     # Otherwise PEFT would gather the complete base model whenever it saves the adapter, as for tensor parallelism.
     base._tp_size = None
+
+
+def _untie_weights(base: PreTrainedModel) -> None:
+    """Make each tied weight a parameter of its own, as it is when `from_pretrained` shards a model: two FSDP units must
+    not share one."""
+    for name in base.all_tied_weights_keys:
+        module_name, _, weight_name = name.rpartition(".")
+        module = base.get_submodule(module_name)
+        weight = torch.nn.Parameter(base.get_parameter(name).detach(), requires_grad=False)
+        module.register_parameter(weight_name, weight)
 
 
 def is_sharded(model: PeftModel) -> bool:
