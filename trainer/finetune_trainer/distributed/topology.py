@@ -67,8 +67,11 @@ def world_size() -> int:
 
 
 def is_sharded() -> bool:
-    """Return whether the ranks share the base model: each holds a part of every layer."""
-    return os.environ.get(SHARDING_ENV) == "full"
+    """Return whether the ranks share the base model: each holds a part of every layer. Raises `CONFIG_INVALID`."""
+    sharding = os.environ.get(SHARDING_ENV) or "none"
+    if sharding not in ("none", "full"):
+        raise TrainerError(Reason.CONFIG_INVALID, f"{SHARDING_ENV} is {sharding!r}, expected none or full")
+    return sharding == "full"
 
 
 def is_rank_zero() -> bool:
