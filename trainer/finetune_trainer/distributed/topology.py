@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +74,19 @@ def is_sharded() -> bool:
     if sharding not in ("none", "full"):
         raise TrainerError(Reason.CONFIG_INVALID, f"{SHARDING_ENV} is {sharding!r}, expected none or full")
     return sharding == "full"
+
+
+@contextmanager
+def use_sharding(is_sharded: bool) -> Iterator[None]:
+    """Check and load models in the block as a rank of a run with this sharding, in a process that plans the run."""
+    previous = os.environ.get(SHARDING_ENV)
+    os.environ[SHARDING_ENV] = "full" if is_sharded else "none"
+    try:
+        yield
+    finally:
+        os.environ.pop(SHARDING_ENV)
+        if previous is not None:
+            os.environ[SHARDING_ENV] = previous
 
 
 def is_rank_zero() -> bool:

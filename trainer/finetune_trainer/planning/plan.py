@@ -136,7 +136,10 @@ def build_plan(
     Raises the errors that the run would raise for its data and model, and `CheckFailedError` if the scratch volume is
     too small.
     """
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
+    with (
+        topology.use_sharding(resources.is_sharded),
+        inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs,
+    ):
         plan = _assemble_plan(inputs, resources, row_count)
         _check_scratch(plan, resources.scratch_size)
         return plan
@@ -168,7 +171,10 @@ def build_series_plan(
 
     Raises as `build_plan`.
     """
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs:
+    with (
+        topology.use_sharding(resources.is_sharded),
+        inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size) as inputs,
+    ):
         plan = _assemble_plan(inputs, resources, 0)
         _check_scratch(plan, resources.scratch_size)
         size = _measure_size(inputs, resources)
@@ -219,7 +225,10 @@ def build_checked_plan(
     """
     topology.use_first_gpu()
     world_size = resources.world_size
-    with inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size, chooses_backend=True) as inputs:
+    with (
+        topology.use_sharding(resources.is_sharded),
+        inspection.inspect_inputs(_resolve_inputs(config), scratch, world_size, chooses_backend=True) as inputs,
+    ):
         from finetune_trainer.planning import model_check
 
         plan = _assemble_plan(inputs, resources, row_count)
