@@ -133,15 +133,12 @@ def _train_with_trainer(
     config: TrainerConfig, backend: str, folder: Path, shape: tuple[int, int, bool]
 ) -> tuple[StepMeasurements, float]:
     """Train as a run does. Return the steps and the seconds of loading the model."""
-    from finetune_trainer.distributed import collectives, topology
     from finetune_trainer.modeling import backends, kernels, loading
     from finetune_trainer.training.state import TrainingSession
     from finetune_trainer.training.train import train
 
     kernels.check_gpu(config)
     backends.import_backend(backend, config.model.quantization)
-    if topology.is_sharded():
-        collectives.init_process_group(lambda: None)
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(folder)
     loaded = loading.LoadedModel(loading.load_model(config, folder, backend), tokenizer, backend)
@@ -159,8 +156,8 @@ def _train_with_trainer(
 
 def _estimate_peak(config: TrainerConfig, model_dir: Path) -> int:
     """Return the peak of the GPU memory in bytes that `plan` estimates."""
-    from finetune_trainer.planning.estimates import estimate_memory
     from finetune_trainer.planning.model_shape import compute_model_shape
+    from finetune_trainer.training.memory_needs import estimate_memory
 
     return estimate_memory(config, compute_model_shape(config, model_dir)).total
 

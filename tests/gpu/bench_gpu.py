@@ -26,10 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("bench_backends.py")
 LARGE = ("--batch", "8", "--accumulation", "1", "--no-recompute")
 MIXED = ("--rows", "mixed", "--batch", "8", "--accumulation", "1")
-SHARDED = {"FINETUNE_SHARDING": "full", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | {
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29511",
-}
+SHARDED = {"FINETUNE_SHARDING": "full"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,7 @@ _TINY = ("--steps", "4", "--batch", "2", "--length", "64")
 TINY_LINES = (
     Line("tiny", "transformers", (*_TINY, "--rows", "mixed", "--optimizer", "adamw8bit")),
     Line("tiny", "transformers", (*_TINY, "--kernels", "liger")),
+    Line("tiny", "transformers", _TINY, SHARDED),
     Line("tiny", "trl", _TINY),
 )
 COLUMNS = ("tokens_per_second", "mfu_percent", "peak_gib", "planned_gib", "first_loss", "last_loss", "seconds")

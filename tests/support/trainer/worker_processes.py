@@ -97,12 +97,11 @@ def make_group_factory(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Calla
     return make_group
 
 
-def read_adapter(s3: S3Server, run: TrainerRun, folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def read_adapter(s3: S3Server, run: TrainerRun) -> dict[str, Any]:
+    """Return the published weights by name. They are no view of a file, which the next adapter would overwrite."""
+    from safetensors.torch import load
 
-    path = folder / "adapter.safetensors"
-    path.write_bytes(s3.get(f"{run.output}/adapter_model.safetensors"))
-    return dict(load_file(path))
+    return dict(load(s3.get(f"{run.output}/adapter_model.safetensors")))
 
 
 def read_float_losses(run: TrainerRun) -> dict[int, float]:

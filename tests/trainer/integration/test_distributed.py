@@ -95,7 +95,6 @@ class TestWorkers:
         self,
         s3: S3Server,
         workers: Callable[..., WorkerGroup],
-        tmp_path: Path,
         batching: dict[str, object],
         per_node: int,
     ) -> None:
@@ -116,7 +115,7 @@ class TestWorkers:
         assert [theirs[metric] for metric in COMPARED] == pytest.approx(
             [one.rank_zero.read_metrics()[metric] for metric in COMPARED], abs=1e-4
         )
-        expected, actual = read_adapter(s3, one.rank_zero, tmp_path), read_adapter(s3, several.rank_zero, tmp_path)
+        expected, actual = read_adapter(s3, one.rank_zero), read_adapter(s3, several.rank_zero)
         assert max(float((expected[key] - actual[key]).abs().max()) for key in expected) < 1e-3
         assert not [key for key in s3.list_keys(several.rank_zero.output) if "/." in key]
 

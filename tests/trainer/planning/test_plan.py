@@ -63,15 +63,16 @@ def job(s3: S3Server, model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 class TestPlanAgainstRun:
     """The plan of a config, and the run of it."""
 
-    def test_plan_config_that_unsloth_does_not_support_is_refused(
-        self, job: Callable[..., Path], tmp_path: Path
-    ) -> None:
+    def test_plan_config_that_run_does_not_support_is_refused(self, job: Callable[..., Path], tmp_path: Path) -> None:
         tokens = {"rank": 8, "trainableTokens": ["<|im_end|>"]}
         with pytest.raises(TrainerError, match="unsloth supports neither") as caught:
             build_plan(load_manifest(job(ROWS, backend="unsloth", lora=tokens)), tmp_path)
         assert caught.value.reason is Reason.CONFIG_INVALID
         with pytest.raises(TrainerError, match="unsloth supports a single process only"):
             build_plan(load_manifest(job(ROWS, backend="unsloth")), tmp_path, RunResources(world_size=2))
+        dora = load_manifest(job(ROWS, lora={"variant": "dora"}))
+        with pytest.raises(TrainerError, match=r"compute\.sharding full does not support training\.lora\.variant dora"):
+            build_plan(dora, tmp_path, RunResources(is_sharded=True))
 
     def test_plan_counts_match_run(
         self, job: Callable[..., Path], s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -37,7 +37,8 @@ more. If unset, only the free space of the file system limits the trainer."""
 MODEL_CACHE_DIR_ENV = "FINETUNE_MODEL_CACHE_DIR"
 """Directory with cached base models. In the trainer's container it is read-only. If unset, there is no cache."""
 SHARDING_ENV = "FINETUNE_SHARDING"
-"""`full` if the ranks share the base model, each with a part of it. If unset, each rank holds a complete copy."""
+"""`full` if the ranks share the base model, each with a part of it. `none`, or if unset: each rank holds a complete
+copy."""
 SUSPEND_AT_STEP_ENV = "FINETUNE_SUSPEND_AT_STEP"
 """Optimizer step at which the trainer evaluates, saves a checkpoint and ends with `StepReached`. If unset, it trains to
 the end."""

@@ -170,8 +170,11 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def sum_when_ready(value: int, heartbeat: Heartbeat) -> int:
-    """Return the sum of the values of all ranks, and wait as long as it takes until all of them have called this."""
+def sum_when_ready(value: int, heartbeat: Heartbeat | None) -> int:
+    """Return the sum of the values of all ranks, and wait as long as it takes until all of them have called this.
+
+    Without a heartbeat, the wait counts as a stall after `training.stallSeconds`.
+    """
     import torch
 
     tensor = torch.tensor(value)

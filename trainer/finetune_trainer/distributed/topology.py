@@ -69,21 +69,24 @@ def world_size() -> int:
 
 
 def is_sharded() -> bool:
-    """Return whether the ranks share the base model: each holds a part of every layer."""
-    return os.environ.get(SHARDING_ENV) == "full"
+    """Return whether the ranks share the base model: each holds a part of every layer. Raises `CONFIG_INVALID`."""
+    sharding = os.environ.get(SHARDING_ENV) or "none"
+    if sharding not in ("none", "full"):
+        raise TrainerError(Reason.CONFIG_INVALID, f"{SHARDING_ENV} is {sharding!r}, expected none or full")
+    return sharding == "full"
 
 
 @contextmanager
-def plan_sharding(is_sharded: bool) -> Iterator[None]:
-    """Make this process, which is no rank of the run, check settings and base model in the block as its ranks do."""
-    earlier = os.environ.get(SHARDING_ENV)
+def use_sharding(is_sharded: bool) -> Iterator[None]:
+    """Check and load models in the block as a rank of a run with this sharding, in a process that plans the run."""
+    previous = os.environ.get(SHARDING_ENV)
     os.environ[SHARDING_ENV] = "full" if is_sharded else "none"
     try:
         yield
     finally:
         os.environ.pop(SHARDING_ENV)
-        if earlier is not None:
-            os.environ[SHARDING_ENV] = earlier
+        if previous is not None:
+            os.environ[SHARDING_ENV] = previous
 
 
 def is_rank_zero() -> bool:

@@ -7,6 +7,7 @@ the base model, which the parameters of an FSDP unit must not have, and is saved
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from finetune_trainer.contract import Reason
 from finetune_trainer.distributed import collectives, topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.quantization_methods import find_stored_method
+from finetune_trainer.modeling.library_errors import translate_memory_errors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,6 +34,7 @@ Heartbeat = Callable[[], None]
 """Called while this rank waits for other ranks, which is no stall."""
 
 _MESH_NAME = "fsdp"
+_MEMORY_ADVICE = "evaluate the sharded model; use more GPUs, a smaller model.maxLength or evaluation.maxNewTokens"
 _MAX_UNLAYERED_SHARE = 0.25
 """Largest share of the weights outside of the layers: each rank gathers them in a forward pass, and keeps them until
 the backward pass."""
@@ -76,11 +79,23 @@ def shard_loaded_model(base: PreTrainedModel) -> None:
     completely, then computes in the same way as several ones."""
     if topology.world_size() == 1:
         mesh = collectives.init_single_rank_mesh(base.device.type, _MESH_NAME)
+        _untie_weights(base)
         apply_fully_sharded_data_parallelism(base, mesh)
+        base.tie_weights(recompute_mapping=False)
     # Rank 0 generates alone, in `keep_in_step`. Otherwise `generate` would communicate after each token.
     base._is_fsdp_managed_module = False
     # Otherwise PEFT would gather the complete base model whenever it saves the adapter, as for tensor parallelism.
     base._tp_size = None
+
+
+def _untie_weights(base: PreTrainedModel) -> None:
+    """Make each tied weight a parameter of its own, as it is when `from_pretrained` shards a model: two FSDP units must
+    not share one."""
+    for name in base.all_tied_weights_keys:
+        module_name, _, weight_name = name.rpartition(".")
+        module = base.get_submodule(module_name)
+        weight = torch.nn.Parameter(base.get_parameter(name).detach(), requires_grad=False)
+        module.register_parameter(weight_name, weight)
 
 
 def is_sharded(model: PeftModel) -> bool:
@@ -100,12 +115,25 @@ def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients(model: PeftModel) -> None:
-    """Average the gradients of the adapter over all ranks, in place. All ranks must call it."""
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    """Average the gradients of the adapter over all ranks, in place. All ranks must call it.
+
+    A weight that a rank has not used counts as zero there: of an expert, for example, that got none of its tokens. A
+    weight that no rank has used keeps no gradient, as in a single process.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    use_counts = collectives.all_reduce_sum(torch.tensor([weight.grad is not None for weight in weights]).int())
+    gradients = [_get_gradient(weight) for weight, count in zip(weights, use_counts.tolist(), strict=True) if count]
     pending = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
     for gradient, work in zip(gradients, pending, strict=True):
         work.wait()
         gradient /= topology.world_size()
+
+
+def _get_gradient(weight: torch.nn.Parameter) -> torch.Tensor:
+    """Return the gradient of a weight, which is zero if there was none."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 @contextmanager
@@ -115,17 +143,24 @@ def keep_in_step(model: PeftModel, heartbeat: Heartbeat) -> Iterator[None]:
     A forward pass needs the parts of all ranks. So before each pass, a rank waits until all ranks begin one or have
     left the block; those that have left it compute a pass of one token meanwhile. No gradients can be computed in the
     block. Without sharding, or with a single rank, this does nothing.
+
+    If the block fails, the process must end, which ends the other ranks. A pass that has failed leaves them in its
+    middle, so its error ends the block even if code in the block has handled it. Raises `OUT_OF_MEMORY`.
     """
     if not is_sharded(model) or topology.world_size() == 1:
         yield
         return
-    follower = _Follower(model, heartbeat)
-    hook = model.get_base_model().register_forward_pre_hook(follower.announce, prepend=True)
+    follower, base = _Follower(model, heartbeat), model.get_base_model()
+    hooks = (
+        base.register_forward_pre_hook(follower.announce, prepend=True),
+        base.register_forward_hook(follower.note_failure, always_call=True),
+    )
     try:
         yield
-    finally:
         follower.follow()
-        hook.remove()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _free_gathered_weights(model: PeftModel) -> None:
@@ -146,6 +181,8 @@ class _Follower:
     model: PeftModel
     heartbeat: Heartbeat
     _is_following: bool = field(default=False, init=False)
+    _failure: Exception | None = field(default=None, init=False)
+    """The error of a pass that other ranks still compute."""
     _decoder_forward: object = field(init=False)
 
     def __post_init__(self) -> None:
@@ -162,23 +199,40 @@ class _Follower:
         A pass with a replaced decoder computes only logits of earlier hidden states (`modeling.logits`), with weights
         that are still gathered.
         """
-        if self._is_following or self._decoder.forward != self._decoder_forward:
+        if self._is_following or not self._has_own_decoder:
             return
-        self._count_passes(1)
+        self._raise_failure()
+        # No heartbeat meanwhile: the other ranks arrive soon, and one that does not is a stall.
+        collectives.sum_when_ready(1, None)
+        self.heartbeat()
         _free_gathered_weights(self.model)
+
+    def note_failure(self, _module: torch.nn.Module, _args: object, output: object) -> None:
+        """Keep the error of a pass that has just failed, which then has no output."""
+        error = sys.exception()
+        if output is None and isinstance(error, Exception) and self._has_own_decoder:
+            self._failure = self._failure or error
 
     def follow(self) -> None:
         """Compute a pass of one token whenever another rank begins a pass, until all ranks have left the block."""
+        self._raise_failure()
         self._is_following = True
         was_training = self.model.training
         self.model.eval()
-        while self._count_passes(0):
+        while collectives.sum_when_ready(0, self.heartbeat):  # the number of ranks that begin a pass
             _free_gathered_weights(self.model)
             with torch.no_grad():
                 self.model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=self.model.device), use_cache=False)
         self.model.train(was_training)
         _free_gathered_weights(self.model)
 
-    def _count_passes(self, own_count: int) -> int:
-        """Return the number of ranks that begin a forward pass."""
-        return collectives.sum_when_ready(own_count, self.heartbeat)
+    @property
+    def _has_own_decoder(self) -> bool:
+        """Whether the decoder is not replaced."""
+        return bool(self._decoder.forward == self._decoder_forward)
+
+    def _raise_failure(self) -> None:
+        """Raise the error of a pass that has failed, if there is one: the other ranks cannot follow another pass."""
+        if self._failure:
+            with translate_memory_errors(_MEMORY_ADVICE):
+                raise self._failure

@@ -250,7 +250,7 @@ def _inspect_inputs(
 ) -> Iterator[inspection.InspectedInputs]:
     """Yield the inspected inputs of a run with these resources. Raises as `inspection.inspect_inputs`."""
     with (
-        topology.plan_sharding(resources.is_sharded),
+        topology.use_sharding(resources.is_sharded),
         inspection.inspect_inputs(_resolve_inputs(config), scratch, resources.world_size, chooses_backend) as inputs,
     ):
         yield inputs

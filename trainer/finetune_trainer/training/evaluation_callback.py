@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class HeldOutEvaluator:
         model = self.trainer.model
         model.eval()
         # A data loader draws from the random generator of dropout; an evaluation must not change the training.
-        with torch.random.fork_rng(devices=[]), disable_gather(self.trainer), keep_in_step(model, self.heartbeat):
+        with torch.random.fork_rng(devices=[]), disable_gather(self.trainer):
             result = self._evaluate_rows() if self.method.uses_token_loss else self._evaluate_batches()
         model.train()
         return result
@@ -73,11 +74,16 @@ class HeldOutEvaluator:
         """Return `evalLoss` alone."""
         return self.evaluate().metrics["evalLoss"]
 
+    def _keep_in_step(self) -> AbstractContextManager[None]:
+        """Return the context in which ranks with a sharded model may compute different numbers of batches. They must
+        leave it before they exchange their results: one with fewer batches would wait for those of the others."""
+        return keep_in_step(self.trainer.model, self.heartbeat)
+
     def _evaluate_rows(self) -> HeldOutResult:
         """Measure the loss of each row. The preflight check has compared this loss with TRL's."""
         local_rows = slice(topology.rank(), len(self.rows), topology.world_size())
         max_tokens = limit_loss_tokens(self.inputs.config, get_max_positions(self.trainer.model.config))
-        with self.trainer.compute_loss_context_manager():
+        with self._keep_in_step(), self.trainer.compute_loss_context_manager():
             local = compute_dataset_losses(
                 self.trainer.model, self.rows.select(range(len(self.rows))[local_rows]), self.heartbeat, max_tokens
             )
@@ -91,7 +97,8 @@ class HeldOutEvaluator:
     def _evaluate_batches(self) -> HeldOutResult:
         """Measure the loss and the extra metrics of TRL's trainer."""
         names = ["evalLoss", *self.method.extra_metrics]
-        batch_results = [self._evaluate_batch(batch) for batch in self._build_dataloader()]
+        with self._keep_in_step():
+            batch_results = [self._evaluate_batch(batch) for batch in self._build_dataloader()]
         self.trainer._metrics["eval"].clear()
         totals = torch.tensor(batch_results, dtype=torch.float64).reshape(-1, 1 + len(names))
         total_weight, *sums = collectives.all_reduce_sum(totals.sum(0)).tolist()
