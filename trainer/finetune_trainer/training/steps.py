@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import Reason, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training import packing
+from finetune_trainer.training.batching import measure_lengths
 
 if TYPE_CHECKING:
     import datasets
@@ -59,4 +60,4 @@ def iterate_training_rows(prepared: PreparedData) -> Iterator[datasets.Dataset]:
 def count_sequences(config: TrainerConfig, rows: datasets.Dataset) -> int:
     """Return the number of sequences that batches are made of: packed sequences, or rows if packing is off."""
     is_packed = config.training.effective_batching == "packed"
-    return len(packing.pack_dataset(rows, config.model.max_length)) if is_packed else len(rows)
+    return len(packing.pack(measure_lengths(rows).tolist(), config.model.max_length)) if is_packed else len(rows)
