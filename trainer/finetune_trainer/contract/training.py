@@ -256,3 +256,9 @@ class Training(Model):
     def effective_batching(self) -> Literal["padded", "byLength", "paddingFree", "packed"]:
         """`batching`, or what `packing` means if it is unset."""
         return self.batching or ("packed" if self.packing else "padded")
+
+    def replace_batching(self) -> Training:
+        """Return a copy with `packing` in place of the values of `batching` that mean the same, for the digest."""
+        if self.batching not in ("padded", "packed"):
+            return self
+        return self.model_copy(update={"batching": None, "packing": self.batching == "packed"})
