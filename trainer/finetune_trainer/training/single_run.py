@@ -89,7 +89,9 @@ def build_memory_advice(config: TrainerConfig) -> str:
     """Return what to change if the training does not fit the memory, as the end of a sentence."""
     training = config.training
     checkpointing_advice = "" if training.gradient_checkpointing else ", enable training.gradientCheckpointing"
+    # `globalBatchSize` keeps the rows of a step by itself.
+    accumulation_advice = "" if training.global_batch_size else " (and raise gradientAccumulation accordingly)"
     return (
-        f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize "
-        f"(and raise gradientAccumulation accordingly) or model.maxLength{checkpointing_advice}, or provide more memory"
+        f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize"
+        f"{accumulation_advice} or model.maxLength{checkpointing_advice}, or provide more memory"
     )
