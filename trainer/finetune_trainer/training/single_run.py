@@ -15,6 +15,7 @@ from finetune_trainer.training import early_stopping
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.monitor import Step, TrainingMonitor
 from finetune_trainer.training.state import TrainerInputs, TrainingSession, TrainResult
+from finetune_trainer.training.steps import advise_accumulation
 
 if TYPE_CHECKING:
     from finetune_trainer.data.preparation import PreparedData
@@ -89,9 +90,7 @@ def build_memory_advice(config: TrainerConfig) -> str:
     """Return what to change if the training does not fit the memory, as the end of a sentence."""
     training = config.training
     checkpointing_advice = "" if training.gradient_checkpointing else ", enable training.gradientCheckpointing"
-    # `globalBatchSize` keeps the rows of a step by itself.
-    accumulation_advice = "" if training.global_batch_size else " (and raise gradientAccumulation accordingly)"
     return (
         f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize"
-        f"{accumulation_advice} or model.maxLength{checkpointing_advice}, or provide more memory"
+        f"{advise_accumulation(training)} or model.maxLength{checkpointing_advice}, or provide more memory"
     )

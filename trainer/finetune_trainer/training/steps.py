@@ -34,6 +34,12 @@ def resolve_accumulation(training: Training, world_size: int) -> int:
     return training.global_batch_size // rows_per_pass
 
 
+def advise_accumulation(training: Training) -> str:
+    """Return what follows the advice to lower `batchSize`, as a part of a sentence: `globalBatchSize` keeps the rows of
+    a step by itself."""
+    return "" if training.global_batch_size else " (and raise training.gradientAccumulation accordingly)"
+
+
 def count_optimizer_steps(training: Training, row_count: int, world_size: int = 1) -> int:
     """Return the optimizer steps of a training on `row_count` rows. The last step of an epoch may have fewer rows."""
     if training.max_steps is not None:
