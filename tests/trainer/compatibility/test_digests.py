@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.support.trainer.tiny_model import config
 from tests.trainer.compatibility.recorded import RECORDED_DIR
 
 from finetune_trainer.contract import TrainerConfig
@@ -24,3 +25,14 @@ def test_digest_without_defaults_matches_recorded(name: str) -> None:
     config = TrainerConfig.model_validate(RECORDED[name]["config"])
     sparse = config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     assert TrainerConfig.model_validate(sparse).digest() == RECORDED[name]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "written"),
+    [({}, {"batching": "padded"}), ({"packing": True}, {"batching": "packed"})],
+    ids=["padded", "packed"],
+)
+def test_digest_batching_that_means_the_same_is_equal(stored: dict[str, Any], written: dict[str, Any]) -> None:
+    digests = [config({"kernels": "standard", **training}).digest() for training in (stored, written)]
+    assert digests[0] == digests[1]
+    assert digests[0] != config({"batching": "paddingFree"}).digest()

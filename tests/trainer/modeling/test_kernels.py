@@ -22,10 +22,10 @@ LIGER = config({"kernels": "liger"})
 @pytest.mark.training
 @pytest.mark.timeout(TRAINING_TIMEOUT)
 def test_liger_kernels_equal_transformers() -> None:
-    line = [sys.executable, "-m", "tests.matrix.kernels", "llama", "qwen3"]
+    line = [sys.executable, "-m", "tests.matrix.kernels", "llama"]  # `make test-matrix` compares all families
     done = subprocess.run(line, env={**os.environ, **QUIET_ENV}, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.partition(":")[0] for line in done.stdout.splitlines() if "gradient" in line] == ["llama", "qwen3"]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines() if "gradient" in line] == ["llama"]
 
 
 @pytest.mark.training

@@ -153,6 +153,30 @@ def render_with_output(base_name: str = "org/base-1b", **settings: Any) -> str:
     return render_card(run_records.make_manifest(config=config), run_records.make_full_evaluation(), facts)
 
 
+@pytest.mark.parametrize(
+    ("training", "texts"),
+    [
+        (
+            {"globalBatchSize": 64, "optimizer": "adamw8bit", "kernels": "liger", "batching": "paddingFree"},
+            ["64 rows per step on all devices", "| Optimizer | adamw8bit |", "kernels of Liger", ", without padding"],
+        ),
+        (
+            {"packing": True, "warmupSteps": 9, "scheduler": "cosine", "minLearningRateRatio": 0.1},
+            [
+                "2 x 4 sequences per step",
+                "| Sequences per step |",
+                "cosine, warm-up 9 steps, at least 0.1 of it",
+                "pack",
+            ],
+        ),
+    ],
+    ids=["padding-free", "packed"],
+)
+def test_card_settings_show_how_batches_and_steps_are_made(training: dict[str, Any], texts: list[str]) -> None:
+    card = render_with_output(training=run_records.CONFIG["training"] | training)
+    assert [text for text in texts if text not in card] == []
+
+
 def test_card_metadata_has_license_language_and_datasets(caplog: pytest.LogCaptureFixture) -> None:
     output = {"uri": "s3://results/bot", "license": "apache-2.0", "languages": ["en", "de"]}
     dataset = {"sources": [{"uri": "hf://datasets/org/chats@v1/*.jsonl"}, {"uri": "s3://data/own.jsonl"}]}

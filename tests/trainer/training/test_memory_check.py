@@ -12,6 +12,7 @@ from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.fitting_settings import RunSize
 from finetune_trainer.training.memory_check import Capacity, check_memory, log_memory, predict_memory
+from finetune_trainer.training.single_run import build_memory_advice
 
 SIZE = RunSize(LLAMA_8B, np.full(1000, 2048))
 GIB = 2**30
@@ -53,3 +54,9 @@ def test_memory_check_counts_activations_of_transformers_on_gpu_only(backend: st
     predict_and_check(config, SIZE, backend, make_capacity(40, kind))
     with pytest.raises(TrainerError, match=f"of {kind} memory"):
         predict_and_check(config, SIZE, backend, make_capacity(20, kind))
+
+
+def test_memory_advice_names_accumulation_unless_the_step_has_a_global_size() -> None:
+    advice = [build_memory_advice(make_config(**settings)) for settings in ({}, {"globalBatchSize": 8})]
+    assert "lower training.batchSize (and raise training.gradientAccumulation accordingly) or model" in advice[0]
+    assert "lower training.batchSize or model.maxLength" in advice[1]

@@ -9,6 +9,7 @@ import pytest
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
 from tests.support.trainer.tiny_training import RunTraining, make_prepared_data
 
+from finetune_trainer.training.batching import measure_lengths
 from finetune_trainer.training.packing import pack
 
 if TYPE_CHECKING:
@@ -72,11 +73,22 @@ class TestPacked:
         only_padding = {name: tensor.tolist() for name, tensor in PaddingFreeCollator(0)([padding_row] * 2).items()}
         assert (only_padding["input_ids"], only_padding["labels"], only_padding["token_count"]) == ([[0]], [[-100]], 0)
 
+    @pytest.mark.parametrize("joins_sequences", [False, True])
+    def test_packing_counts_tokens_as_without_packing(self, joins_sequences: bool) -> None:
+        import datasets
+
+        from finetune_trainer.training.packing import ROWS_COLUMN, PackingCollator
+
+        rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+        collator = PackingCollator(datasets.Dataset.from_list(rows), 0, joins_sequences)
+        batch = collator([{ROWS_COLUMN: [0]}, {ROWS_COLUMN: [1]}, {ROWS_COLUMN: []}])
+        assert (int(batch["token_count"]), int(batch["supervised_count"])) == (5, 4)
+
     def test_packing_joined_sequences_are_one_without_padding(self) -> None:
         from finetune_trainer.training.packing import PackingCollator, pack_dataset
 
         rows = make_prepared_data("sft").dataset
-        sequences = list(pack_dataset(rows, 24))
+        sequences = list(pack_dataset(measure_lengths(rows), 24))
         batch = PackingCollator(rows, 0, joins_sequences=True)(sequences)
         tokens = [token for sequence in sequences for number in sequence["rows"] for token in rows[number]["input_ids"]]
         assert batch["input_ids"].tolist() == [tokens]
@@ -89,9 +101,9 @@ class TestPacked:
         from finetune_trainer.training.packing import PackingCollator, pack_dataset
 
         rows = make_prepared_data("sft").dataset
-        sequences = pack_dataset(rows, 24)  # several, so that there is padding too
+        sequences = pack_dataset(measure_lengths(rows), 24)  # several, so that there is padding too
         batch = PackingCollator(rows, 0)(list(sequences))
-        del batch["token_count"], batch["labels"]
+        del batch["token_count"], batch["supervised_count"], batch["labels"]
         model = run(maxSteps=1).model.eval()
         with torch.no_grad():
             together = model(**batch, use_cache=False).logits

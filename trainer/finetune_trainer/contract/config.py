@@ -277,7 +277,7 @@ class TrainerConfig(Model):
 
         Fields at their defaults are omitted, so that the digest stays the same when a later version adds fields.
         """
-        sections = self.model_dump(
+        sections = self.model_copy(update={"training": self.training.replace_batching()}).model_dump(
             mode="json",
             by_alias=True,
             exclude_none=True,

@@ -171,11 +171,11 @@ class Training(Model):
     """gradientAccumulation is the number of forward passes per optimizer step. The loss is averaged over all their
     tokens. Defaults to 4."""
     global_batch_size: GlobalBatchSize | None = None
-    """globalBatchSize is the number of rows per optimizer step on all devices together. It replaces
-    `gradientAccumulation`, which results from it, from `batchSize` and from the number of devices. It must be a
-    multiple of `batchSize` x the number of devices. The number of devices is then no part of the run: checkpoints of 4
-    GPUs can be resumed on 2. It needs method sft or dpo. If unset, it is `batchSize` x `gradientAccumulation` x the
-    number of devices."""
+    """globalBatchSize is the number of rows, or of sequences of packed rows, per optimizer step on all devices
+    together. It replaces `gradientAccumulation`, which results from it, from `batchSize` and from the number of
+    devices. It must be a multiple of `batchSize` x the number of devices. The number of devices is then no part of the
+    run: checkpoints of 4 GPUs can be resumed on 2. It needs method sft or dpo. If unset, it is `batchSize` x
+    `gradientAccumulation` x the number of devices."""
     learning_rate: LearningRate = 2e-4
     """learningRate is the peak learning rate. Defaults to 0.0002."""
     scheduler: Scheduler = "linear"
@@ -189,7 +189,8 @@ class Training(Model):
     """warmupSteps is the number of steps in which the learning rate increases from zero to its peak. It replaces
     `warmupRatio`. If it is not less than the number of all steps, the learning rate increases until the last step."""
     min_learning_rate_ratio: Annotated[float, Field(ge=0, lt=1)] = 0
-    """minLearningRateRatio is the learning rate of the last step as a fraction of the peak. Defaults to 0."""
+    """minLearningRateRatio is the learning rate of the last step as a fraction of the peak. With 0, the rate reaches
+    zero one step after the last. Defaults to 0."""
     optimizer: Literal["adamw", "adamw8bit", "pagedAdamw8bit"] = "adamw"
     """optimizer is the optimizer. `adamw`: AdamW with moments in 32 bits, in one fused kernel. `adamw8bit`: moments in
     8 bits, which saves 6 bytes per parameter of the adapter. `pagedAdamw8bit`: these moments move to
@@ -256,3 +257,9 @@ class Training(Model):
     def effective_batching(self) -> Literal["padded", "byLength", "paddingFree", "packed"]:
         """`batching`, or what `packing` means if it is unset."""
         return self.batching or ("packed" if self.packing else "padded")
+
+    def replace_batching(self) -> Training:
+        """Return a copy with `packing` in place of the values of `batching` that mean the same, for the digest."""
+        if self.batching not in ("padded", "packed"):
+            return self
+        return self.model_copy(update={"batching": None, "packing": self.batching == "packed"})

@@ -40,7 +40,21 @@ def describe_adapter(config: TrainerConfig, adapter_info: AdapterInfo) -> str:
 _BATCHING_NOTES = {"padded": "", "byLength": ", by length", "paddingFree": ", without padding", "packed": ", packed"}
 
 
-def _describe_step(training: Training) -> str:
+def describe_step(training: Training) -> str:
+    """Return the size of an optimizer step: `2 x 4 rows per step` on each device, or `8 rows per step on all
+    devices`."""
+    unit = _get_batch_unit(training)
+    if training.global_batch_size is not None:
+        return f"{training.global_batch_size} {unit} per step on all devices"
+    return f"{training.batch_size} x {training.gradient_accumulation} {unit} per step"
+
+
+def _get_batch_unit(training: Training) -> str:
+    """Return what `batchSize` counts."""
+    return "sequences" if training.effective_batching == "packed" else "rows"
+
+
+def _describe_step_size(training: Training) -> str:
     if training.global_batch_size is not None:
         return f"{training.global_batch_size} on all devices, {training.batch_size} per forward pass"
     return f"{training.batch_size} x {training.gradient_accumulation} (batch x accumulation) per device"
@@ -59,8 +73,9 @@ def list_settings(
     training = config.training
     yield "Method", adapter_info.method_title + ("" if adapter_info.beta is None else f", beta {adapter_info.beta:g}")
     yield "Training length", describe_training_length(config)
-    yield "Rows per step", _describe_step(training)
+    yield f"{_get_batch_unit(training).capitalize()} per step", _describe_step_size(training)
     yield "Learning rate", _describe_learning_rate(training)
+    yield "Optimizer", training.optimizer
     yield "Weight decay", f"{training.weight_decay:g}"
     yield "Gradient clipping", f"norm at most {training.max_grad_norm:g}"
     yield "Loss on", "tokens of the answers" if training.loss == "completion" else "all tokens"
@@ -72,7 +87,7 @@ def list_settings(
         config.model.quantization if config.model.quantization != "none" else adapter_info.precision,
     )
     yield "Precision", adapter_info.precision
-    yield "Backend", manifest.backend
+    yield "Backend", manifest.backend + (", kernels of Liger" if training.kernels == "liger" else "")
     yield "Seed", str(training.seed)
 
 

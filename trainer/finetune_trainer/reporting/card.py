@@ -24,6 +24,7 @@ from finetune_trainer.records.manifest import AdapterManifest
 from finetune_trainer.reporting import data_table, held_out_test, verdicts
 from finetune_trainer.reporting.adapter_info import (
     describe_adapter,
+    describe_step,
     describe_training_length,
     get_run_name,
     list_settings,
@@ -90,6 +91,7 @@ def _build_training_context(
         "training": config.training,
         "method": adapter_info.method_title,
         "training_length": describe_training_length(config),
+        "step": describe_step(config.training),
         "adapter": adapter_info,
         "adapter_text": describe_adapter(config, adapter_info),
         "settings": [*settings, ("Energy of the GPUs", format_energy(evaluation.energy))],

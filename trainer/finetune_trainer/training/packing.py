@@ -12,6 +12,8 @@ from finetune_trainer.data.loss_masking import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 ROWS_COLUMN = "rows"
@@ -34,12 +36,11 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sequences
 
 
-def pack_dataset(rows: datasets.Dataset, capacity: int) -> datasets.Dataset:
-    """Return a dataset of packed sequences."""
+def pack_dataset(lengths: npt.NDArray[np.int64], capacity: int) -> datasets.Dataset:
+    """Return a dataset of packed sequences of rows of these lengths."""
     import datasets
 
-    lengths = [len(ids) for batch in rows.iter(1000) for ids in batch["input_ids"]]
-    return datasets.Dataset.from_dict({ROWS_COLUMN: pack(lengths, capacity)})
+    return datasets.Dataset.from_dict({ROWS_COLUMN: pack(lengths.tolist(), capacity)})
 
 
 def shares_sequences(sequences: datasets.Dataset) -> bool:
@@ -57,14 +58,11 @@ class PackingCollator:
     """Whether a batch is one sequence. Unsloth does not keep rows apart in a batch of several sequences."""
 
     def __call__(self, sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the tensors of `collate_sequences`, and `token_count`, the tokens without padding as a scalar."""
-        import torch
-
+        """Return the tensors and counts of a batch of shared sequences."""
         rows = [[self.rows[number] for number in sequence[ROWS_COLUMN]] for sequence in sequences]
         if self.joins_sequences:
             rows = [[row for sequence_rows in rows for row in sequence_rows]]
-        token_count = sum(len(row["input_ids"]) for sequence_rows in rows for row in sequence_rows)
-        return {**collate_sequences(rows, self.pad_token_id), "token_count": torch.tensor(token_count)}
+        return _collate_with_counts(rows, self.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,32 @@ class PaddingFreeCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the tensors of `collate_sequences`, with one sequence, and as scalars `token_count` and
-        `supervised_count`, the supervised tokens as they are counted without packing: with the first one of a row."""
-        import torch
-
-        supervised_counts = [sum(label != IGNORE_INDEX for label in row["labels"]) for row in rows]
+        """Return the tensors and counts of a batch of one sequence."""
         # A padding row, which completes the last batch of several ranks, needs no place in a sequence.
-        own_rows = [row for row, count in zip(rows, supervised_counts, strict=True) if count]
-        return {
-            **collate_sequences([own_rows], self.pad_token_id),
-            "token_count": torch.tensor(sum(len(row["input_ids"]) for row in own_rows)),
-            "supervised_count": torch.tensor(sum(supervised_counts)),
-        }
+        own_rows = [row for row in rows if _count_supervised(row)]
+        return _collate_with_counts([own_rows], self.pad_token_id)
+
+
+def _collate_with_counts(
+    sequences: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of `collate_sequences`, and as scalars `token_count`, the tokens without padding, and
+    `supervised_count`, the supervised tokens as they are counted for padded rows: with the first one of a row."""
+    import torch
+
+    rows = [row for sequence_rows in sequences for row in sequence_rows]
+    counts = {
+        "token_count": sum(len(row["input_ids"]) for row in rows),
+        "supervised_count": sum(map(_count_supervised, rows)),
+    }
+    return {
+        **collate_sequences(sequences, pad_token_id),
+        **{name: torch.tensor(count) for name, count in counts.items()},
+    }
+
+
+def _count_supervised(row: Mapping[str, Any]) -> int:
+    return sum(label != IGNORE_INDEX for label in row["labels"])
 
 
 def collate_sequences(sequences: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from finetune_trainer.training import early_stopping
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.monitor import Step, TrainingMonitor
 from finetune_trainer.training.state import TrainerInputs, TrainingSession, TrainResult
+from finetune_trainer.training.steps import advise_accumulation
 
 if TYPE_CHECKING:
     from finetune_trainer.data.preparation import PreparedData
@@ -90,6 +91,6 @@ def build_memory_advice(config: TrainerConfig) -> str:
     training = config.training
     checkpointing_advice = "" if training.gradient_checkpointing else ", enable training.gradientCheckpointing"
     return (
-        f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize "
-        f"(and raise gradientAccumulation accordingly) or model.maxLength{checkpointing_advice}, or provide more memory"
+        f"train with batchSize {training.batch_size} and maxLength {config.model.max_length}; lower training.batchSize"
+        f"{advise_accumulation(training)} or model.maxLength{checkpointing_advice}, or provide more memory"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.contract import Reason, TrainerConfig, Training
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.training import packing
+from finetune_trainer.training.batching import measure_lengths
 
 if TYPE_CHECKING:
     import datasets
@@ -31,6 +32,12 @@ def resolve_accumulation(training: Training, world_size: int) -> int:
         )
         raise TrainerError(Reason.CONFIG_INVALID, message)
     return training.global_batch_size // rows_per_pass
+
+
+def advise_accumulation(training: Training) -> str:
+    """Return what follows the advice to lower `batchSize`, as a part of a sentence: `globalBatchSize` keeps the rows of
+    a step by itself."""
+    return "" if training.global_batch_size else " (and raise training.gradientAccumulation accordingly)"
 
 
 def count_optimizer_steps(training: Training, row_count: int, world_size: int = 1) -> int:
@@ -59,4 +66,4 @@ def iterate_training_rows(prepared: PreparedData) -> Iterator[datasets.Dataset]:
 def count_sequences(config: TrainerConfig, rows: datasets.Dataset) -> int:
     """Return the number of sequences that batches are made of: packed sequences, or rows if packing is off."""
     is_packed = config.training.effective_batching == "packed"
-    return len(packing.pack_dataset(rows, config.model.max_length)) if is_packed else len(rows)
+    return len(packing.pack(measure_lengths(rows).tolist(), config.model.max_length)) if is_packed else len(rows)

@@ -49,13 +49,13 @@ class TokenCounter:
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch, whose tensors have the shape (sequences, tokens). Removes `token_count` and `supervised_count`
         of a batch of shared sequences, because the model does not accept them."""
-        is_supervised = inputs["labels"] != IGNORE_INDEX if "labels" in inputs else inputs["completion_mask"]
         if "token_count" in inputs:
-            tokens = inputs.pop("token_count")
-        else:  # a row without supervised tokens is padding
-            tokens = (inputs["attention_mask"] * is_supervised.any(-1, keepdim=True)).sum()
-        supervised_tokens = inputs.pop("supervised_count", is_supervised.sum())
-        self._sums += torch.stack([tokens.to(self._sums.device), supervised_tokens.to(self._sums.device)])
+            counts = [inputs.pop("token_count"), inputs.pop("supervised_count")]
+        else:
+            is_supervised = inputs["labels"] != IGNORE_INDEX if "labels" in inputs else inputs["completion_mask"]
+            is_row = is_supervised.any(-1, keepdim=True)  # a row without supervised tokens is padding
+            counts = [(inputs["attention_mask"] * is_row).sum(), is_supervised.sum()]
+        self._sums += torch.stack([count.to(self._sums.device) for count in counts])
 
     @property
     def tokens(self) -> int:

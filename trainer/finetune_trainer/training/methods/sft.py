@@ -15,6 +15,7 @@ from finetune_trainer.distributed import topology
 from finetune_trainer.modeling import kernels
 from finetune_trainer.modeling.language_part import is_head_in_decoder
 from finetune_trainer.training import packing
+from finetune_trainer.training.batching import Batching, Lengths, measure_lengths, measure_padding
 from finetune_trainer.training.methods.base import Collator, TrainingMethod, build_row_sampler
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ class SFT(TrainingMethod):
 
     def _arrange_rows(self, inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:
         """Return what batches are made of, rows or packed sequences, and the collator for it."""
-        _log_padding(inputs)
         batching, rows = inputs.config.training.effective_batching, inputs.prepared.dataset
+        lengths = measure_lengths(rows)
+        _log_padding(inputs, lengths)
         if batching == "packed":
-            return _pack_rows(inputs)
+            return _pack_rows(inputs, lengths)
         if batching == "paddingFree":
             return rows, packing.PaddingFreeCollator(inputs.loaded.tokenizer.pad_token_id)
         return rows, self.build_collator(inputs)
@@ -113,30 +115,27 @@ def _choose_loss_type(inputs: TrainerInputs) -> str:
     return "nll" if inputs.loaded.backend == "unsloth" or needs_logits else "chunked_nll"
 
 
-def _log_padding(inputs: TrainerInputs) -> None:
-    from finetune_trainer.training.batching import measure_lengths, measure_padding
-
+def _log_padding(inputs: TrainerInputs, lengths: Lengths) -> None:
     training = inputs.config.training
-    padding = measure_padding(
-        measure_lengths(inputs.prepared.dataset),
-        training.batch_size,
-        training.effective_batching,
-        inputs.config.model.max_length,
-        training.seed,
-    )
-    log.info(
-        "batching %s: %.1f %% of the computed tokens are padding", training.effective_batching, 100 * padding.share
-    )
+    batching = training.effective_batching
+    # The sequences of a batch are joined then, so none is padded.
+    computed_as: Batching = "paddingFree" if batching == "packed" and _joins_sequences(inputs) else batching
+    padding = measure_padding(lengths, training.batch_size, computed_as, inputs.config.model.max_length, training.seed)
+    log.info("batching %s: %.1f %% of the computed tokens are padding", batching, 100 * padding.share)
 
 
-def _pack_rows(inputs: TrainerInputs) -> tuple[datasets.Dataset, Collator]:
+def _pack_rows(inputs: TrainerInputs, lengths: Lengths) -> tuple[datasets.Dataset, Collator]:
     rows = inputs.prepared.dataset
-    sequences = packing.pack_dataset(rows, inputs.config.model.max_length)
+    sequences = packing.pack_dataset(lengths, inputs.config.model.max_length)
     log.info(
         "packed %d rows into %d sequences (no truncation, no cross-attention between rows)", len(rows), len(sequences)
     )
-    joins_sequences = inputs.loaded.backend == "unsloth"
-    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id, joins_sequences)
+    return sequences, packing.PackingCollator(rows, inputs.loaded.tokenizer.pad_token_id, _joins_sequences(inputs))
+
+
+def _joins_sequences(inputs: TrainerInputs) -> bool:
+    """Return whether the packed sequences of a batch become one, which is how Unsloth keeps rows apart."""
+    return inputs.loaded.backend == "unsloth"
 
 
 def _pad_rows(inputs: TrainerInputs, rows: datasets.Dataset) -> tuple[datasets.Dataset, int]:

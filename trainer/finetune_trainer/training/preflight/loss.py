@@ -18,6 +18,7 @@ from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.training.methods.sft_trainer import TokenizedSFTTrainer
 from finetune_trainer.training.preflight.findings import build_comparison
 from finetune_trainer.training.preflight.sample import Sample, select_tolerance
+from finetune_trainer.training.steps import advise_accumulation
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class LossCheck:
                 Reason.CONFIG_INVALID,
                 f"training.batchSize: padding changes the loss of {self.sample.model_class}: it is {loss:.6g} for "
                 f"{len(self.sample.rows)} rows in a padded batch and {reference_loss:.6g} for the same rows alone; set "
-                "training.batchSize to 1 and raise training.gradientAccumulation accordingly",
+                f"training.batchSize to 1{advise_accumulation(self.sample.config.training)}",
             )
         return [
             build_comparison("padding", "the loss of a padded batch", loss, "that of its rows alone", reference_loss)

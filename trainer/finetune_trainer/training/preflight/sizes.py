@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
-
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.records.evaluation import PreflightFinding
-from finetune_trainer.training.methods import get_method
+from finetune_trainer.training.batching import measure_lengths
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from finetune_trainer.training.state import TrainerInputs
-
-_ROWS_PER_READ = 10_000
 
 
 def check_sizes(inputs: TrainerInputs) -> list[PreflightFinding]:
@@ -29,7 +23,7 @@ def check_sizes(inputs: TrainerInputs) -> list[PreflightFinding]:
 
 
 def _check_positions(inputs: TrainerInputs) -> PreflightFinding:
-    longest = _measure_longest_row(inputs)
+    longest = int(measure_lengths(inputs.prepared.dataset).max())
     positions = get_max_positions(inputs.loaded.model.get_base_model().config)
     if positions is None:
         message = f"the longest row has {longest} tokens, the model does not limit positions"
@@ -38,21 +32,6 @@ def _check_positions(inputs: TrainerInputs) -> PreflightFinding:
     if longest > positions:
         raise TrainerError(Reason.CONFIG_INVALID, f"{message}; set model.maxLength to {positions} or less")
     return PreflightFinding(check="positions", status="passed", message=message, value=longest, expected=positions)
-
-
-def _measure_longest_row(inputs: TrainerInputs) -> int:
-    """Return the tokens of the longest sequence: of a preference row, its prompt with the longer answer."""
-    columns = get_method(inputs.config).token_columns
-    names = [name for name, kind in columns.items() if kind == "ids" and name != "labels"]
-    tables = inputs.prepared.dataset.with_format("arrow").iter(batch_size=_ROWS_PER_READ)
-    return max(_measure_longest_sequence(table.select(names)) for table in tables)
-
-
-def _measure_longest_sequence(table: pa.Table) -> int:
-    """Return the maximum length of the first column, plus that of the longest other column of the same row."""
-    first, *others = (pc.list_value_length(column) for column in table.columns)
-    lengths = pc.add(first, pc.max_element_wise(*others)) if others else first
-    return int(pc.max(lengths).as_py())
 
 
 def _describe_vocabulary(inputs: TrainerInputs) -> PreflightFinding:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from finetune_trainer.contract import Reason
+from finetune_trainer.contract import Reason, Training
 from finetune_trainer.distributed import collectives
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.records.evaluation import PreflightFinding
@@ -146,8 +146,8 @@ class StepCheck:
         if is_unsupported:
             raise TrainerError(
                 Reason.MODEL_UNSUPPORTED,
-                f"{message}: the result would depend on training.gradientAccumulation; set it to 1 and train on a "
-                f"single GPU, or use another base model than {self.sample.model_class}",
+                f"{message}: the result would depend on {_advise_single_batch(self.sample.config.training)} and train "
+                f"on a single GPU, or use another base model than {self.sample.model_class}",
             )
         status: Literal["passed", "warning"] = "warning" if is_different else "passed"
         finding = PreflightFinding(
@@ -210,3 +210,10 @@ def _join_names(names: Sequence[str]) -> str:
     """Return the names of a few parameters, as in the files of the base model."""
     shown = [name.removeprefix("base_model.model.").replace(".default.", ".") for name in names[:_MAX_NAMES]]
     return ", ".join(shown) + (", …" if len(names) > _MAX_NAMES else "")
+
+
+def _advise_single_batch(training: Training) -> str:
+    """Return the setting that splits a step into batches, and its value for a single batch."""
+    if training.global_batch_size:
+        return f"training.globalBatchSize; set it to {training.batch_size}"
+    return "training.gradientAccumulation; set it to 1"
