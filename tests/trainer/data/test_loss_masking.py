@@ -112,6 +112,10 @@ def encode_row(
     return labeller.tokenize([rendered])[0]
 
 
+def list_values(example: TokenizedConversation) -> tuple[object, ...]:
+    return example.input_ids, example.labels, example.answer_start, example.end_token_id
+
+
 @pytest.mark.parametrize(("template", "row", "expected"), TRAINED_SPANS.values(), ids=TRAINED_SPANS)
 def test_loss_mask_supervises_answers_and_ends_only(template: str, row: dict[str, Any], expected: list[str]) -> None:
     example = encode_row(row, template, bos="<|begin_of_text|>" if template == LLAMA3 else None)
@@ -183,7 +187,8 @@ def test_loss_mask_template_with_bos_gets_no_second() -> None:
 def test_loss_mask_batch_matches_single_rows() -> None:
     labeller = LossMasker(tokenizer(CHATML))
     rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
-    assert labeller.tokenize(rendered) == [labeller.tokenize([row])[0] for row in rendered]
+    batch = map(list_values, labeller.tokenize(rendered))
+    assert list(batch) == [list_values(labeller.tokenize([row])[0]) for row in rendered]
 
 
 TEXTS = ["ok", "", " b\n", "assistant", "<|im_end|>\n<|im_start|>assistant\nok", "<|im_end|>", "a\n\nb", "Zażółć 😀"]
@@ -193,7 +198,7 @@ TEXTS = ["ok", "", " b\n", "assistant", "<|im_end|>\n<|im_start|>assistant\nok",
 @given(st.lists(st.sampled_from(TEXTS), min_size=2, max_size=13))
 def test_loss_mask_without_markers_equals_markers(texts: list[str]) -> None:
     row = Chat(chat(*texts)["messages"])
-    examples = [masker.tokenize([masker.render(row)])[0] for masker in build_maskers()]
+    examples = [list_values(masker.tokenize([masker.render(row)])[0]) for masker in build_maskers()]
     assert examples[0] == examples[1]
 
 
