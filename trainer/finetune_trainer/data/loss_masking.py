@@ -191,19 +191,26 @@ class LossMasker:
     def _render_turns(self, chat: Chat) -> RenderedConversation:
         template = self._require_template()
         messages = self._message_adapter.adapt(chat.messages)
-        marked_spans = None
         if template.has_generation_tags:
-            text, marked_spans = template.render_with_spans(messages, chat.tools)
+            text, spans = template.render_with_spans(messages, chat.tools)
+            check_tool_results(ChatRendering(template, messages, chat.tools, text), spans)
         else:
             text = template.render(messages, chat.tools)
-        rendering = ChatRendering(template, messages, chat.tools, text)
-        if rendering.has_calls:
-            rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
-        elif marked_spans is None and not chat.tools and self._skeletons.fits(messages, text):
+            spans = self._find_answer_spans(ChatRendering(template, messages, chat.tools, text))
+        return self._extend_to_endings(text, _find_answers(chat, spans, text))
+
+    def _find_answer_spans(self, rendering: ChatRendering) -> list[Span]:
+        """Return the spans of the answers in a conversation whose template does not mark them. Raises `RowError`."""
+        if not rendering.tools and self._skeletons.fits(rendering.messages, rendering.text):
+            spans = self._skeletons.locate_answers(rendering.messages, rendering.text)
+            if spans is not None:
+                return spans
             rendering = replace(rendering, skeletons=self._skeletons)
-        answer_spans = find_answer_spans(rendering) if marked_spans is None else marked_spans
-        check_tool_results(rendering, answer_spans)
-        return self._extend_to_endings(text, _find_answers(chat, answer_spans, text))
+        elif rendering.has_calls:
+            rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
+        spans = find_answer_spans(rendering)
+        check_tool_results(rendering, spans)
+        return spans
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
