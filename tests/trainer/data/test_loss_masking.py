@@ -44,6 +44,9 @@ THINKING = (
     "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING_AND_TRIMS_LAST_TURN = THINKING.replace(
+    "{{ m.content }}{% endif %}", "{{ m.content | trim if loop.last else m.content }}{% endif %}"
+)
 PLAIN_WORDS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -208,7 +211,7 @@ def build_maskers() -> list[LossMasker]:
     return [LossMasker(tokenizer(template)) for template in (unmarked, MARKED_CHATML)]
 
 
-@pytest.mark.parametrize("template", [CHATML, TRIMS_LAST_TURN])
+@pytest.mark.parametrize("template", [CHATML, TRIMS_LAST_TURN, THINKING_AND_TRIMS_LAST_TURN])
 def test_render_many_rows_of_the_same_roles_gives_the_spans_of_single_rows(template: str) -> None:
     chats = [Chat(chat(*turns)["messages"]) for turns in (("a", "b"), ("a ", " c"), ("Hi", "Yes."), ("a\n", "b" * 20))]
     words = tokenizer(template)
