@@ -17,6 +17,8 @@ from finetune_trainer.data.chat_template import ANSWER_MARK, ChatTemplate, Messa
 from finetune_trainer.data.row_types import RowError
 
 _MAX_SKELETONS = 1024
+_MAX_LOCATED_ANSWERS = 4
+"""Each located answer needs the skeleton of its prompt, so that more of them cost more than the search."""
 _PLAIN_KEYS = 2
 """Number of keys of a turn that has only a role and a content."""
 _Key = tuple[bool, tuple[str, ...]]
@@ -30,7 +32,7 @@ class TemplateSkeletons:
         self._template = template
         self._skeletons: dict[_Key, list[str] | None] = {}
         self._answer_turns: dict[tuple[str, ...], list[int] | None] = {}
-        """Indices of the answers by the roles of the turns, or None if not all of them follow their prompts."""
+        """Indices of the answers by the roles of the turns, or None if they are to be searched for."""
 
     def fits(self, messages: Messages, text: str) -> bool:
         """Return whether `text`, a conversation without tools as the template renders it, equals the joined text.
@@ -70,15 +72,18 @@ class TemplateSkeletons:
         roles = [message["role"] for message in messages]
         turns = [index for index, role in enumerate(roles) if role == "assistant"]
         skeleton = self._get_skeleton(messages, add_generation_prompt=False)
-        if skeleton is None or "tool" in roles:
+        if skeleton is None or "tool" in roles or len(turns) > _MAX_LOCATED_ANSWERS:
             return None
-        turns_after_prompts = [turn for turn in turns if turn > 0]
-        for turn in turns_after_prompts:
-            prompt = self._get_skeleton(messages[:turn], add_generation_prompt=True)
-            conversation = self._get_skeleton(messages[:turn], add_generation_prompt=False)
-            if prompt != skeleton[: turn + 1] or conversation is None or conversation[:-1] != prompt[:-1]:
+        later_turns = [turn for turn in turns if turn > 0]
+        prompts = [self._get_skeleton(messages[:turn], add_generation_prompt=True) for turn in later_turns]
+        if prompts != [skeleton[: turn + 1] for turn in later_turns]:
+            return None
+        if len(turns) > 1:
+            conversation = self._get_skeleton(messages[: turns[-1]], add_generation_prompt=False)
+            is_prompt_longer = conversation is not None and conversation[:-1] == skeleton[: turns[-1]]
+            if not is_prompt_longer or len({skeleton[turn] for turn in later_turns}) > 1:
                 return None
-        return turns if len({skeleton[turn] for turn in turns_after_prompts}) <= 1 else None
+        return turns
 
     def _get_skeleton(self, messages: Messages, *, add_generation_prompt: bool) -> list[str] | None:
         key = add_generation_prompt, tuple([message["role"] for message in messages])
