@@ -27,7 +27,7 @@ def test_encode_offsets_equal_those_of_the_tokenizers_library(trims_spaces: bool
     encoder = TextEncoder(words)
     encoded_texts = encoder.encode([CutText(text) for text in texts])
     expected = words(texts, add_special_tokens=False, return_offsets_mapping=True)
-    assert [text.ids for text in encoded_texts] == expected["input_ids"]
+    assert [list(text.ids) for text in encoded_texts] == expected["input_ids"]
     spans = [[(text.get_start(i), text.get_end(i)) for i in range(len(text.ids))] for text in encoded_texts]
     assert spans == expected["offset_mapping"]
     assert sum(isinstance(text, ByteLevelText) for text in encoded_texts) >= 6

@@ -44,6 +44,9 @@ THINKING = (
     "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING_AND_TRIMS_LAST_TURN = THINKING.replace(
+    "{{ m.content }}{% endif %}", "{{ m.content | trim if loop.last else m.content }}{% endif %}"
+)
 PLAIN_WORDS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -110,6 +113,10 @@ def encode_row(
     labeller = LossMasker(tokenizer(template, bos), loss)
     rendered = labeller.render(row if isinstance(row, PromptCompletion) else Chat(row["messages"]))
     return labeller.tokenize([rendered])[0]
+
+
+def list_values(example: TokenizedConversation) -> tuple[object, ...]:
+    return example.input_ids, example.labels, example.answer_start, example.end_token_id
 
 
 @pytest.mark.parametrize(("template", "row", "expected"), TRAINED_SPANS.values(), ids=TRAINED_SPANS)
@@ -183,7 +190,8 @@ def test_loss_mask_template_with_bos_gets_no_second() -> None:
 def test_loss_mask_batch_matches_single_rows() -> None:
     labeller = LossMasker(tokenizer(CHATML))
     rendered = [labeller.render(Chat(chat("q", "x" * length)["messages"])) for length in (1, 50, 3)]
-    assert labeller.tokenize(rendered) == [labeller.tokenize([row])[0] for row in rendered]
+    batch = map(list_values, labeller.tokenize(rendered))
+    assert list(batch) == [list_values(labeller.tokenize([row])[0]) for row in rendered]
 
 
 TEXTS = ["ok", "", " b\n", "assistant", "<|im_end|>\n<|im_start|>assistant\nok", "<|im_end|>", "a\n\nb", "Zażółć 😀"]
@@ -193,7 +201,7 @@ TEXTS = ["ok", "", " b\n", "assistant", "<|im_end|>\n<|im_start|>assistant\nok",
 @given(st.lists(st.sampled_from(TEXTS), min_size=2, max_size=13))
 def test_loss_mask_without_markers_equals_markers(texts: list[str]) -> None:
     row = Chat(chat(*texts)["messages"])
-    examples = [masker.tokenize([masker.render(row)])[0] for masker in build_maskers()]
+    examples = [list_values(masker.tokenize([masker.render(row)])[0]) for masker in build_maskers()]
     assert examples[0] == examples[1]
 
 
@@ -203,7 +211,7 @@ def build_maskers() -> list[LossMasker]:
     return [LossMasker(tokenizer(template)) for template in (unmarked, MARKED_CHATML)]
 
 
-@pytest.mark.parametrize("template", [CHATML, TRIMS_LAST_TURN])
+@pytest.mark.parametrize("template", [CHATML, TRIMS_LAST_TURN, THINKING_AND_TRIMS_LAST_TURN])
 def test_render_many_rows_of_the_same_roles_gives_the_spans_of_single_rows(template: str) -> None:
     chats = [Chat(chat(*turns)["messages"]) for turns in (("a", "b"), ("a ", " c"), ("Hi", "Yes."), ("a\n", "b" * 20))]
     words = tokenizer(template)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from finetune_trainer.data.chat_template import Span
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Normalizer
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,8 @@ _FALLBACK_TOKEN = "<0x41>"
 """A token for one byte, as vocabularies have it that are not byte-level."""
 _UNKNOWN_SIZE = 1 << 40
 """Size of a token for unknown bytes, or with the whitespace around it: more than a text has."""
+_NEW = -1
+"""Size of a token that was not looked up yet."""
 _PROBE = "a  b\n\n  c Stra\u00dfe \u65e5\u672c \U0001f600 12 .  "
 """A text with spaces, line breaks and characters of one to four bytes."""
 
@@ -35,7 +39,8 @@ class ByteLevelVocabulary:
 
     def __init__(self, backend: Tokenizer, *, trims_spaces: bool = False) -> None:
         self._backend = backend
-        self._sizes = _TokenSizes(backend)
+        self._added_tokens = backend.get_added_tokens_decoder()
+        self._sizes = self._init_sizes()
         self._trims_spaces = trims_spaces
 
     def locate(self, text: str, ids: list[int]) -> ByteLevelText | None:
@@ -46,32 +51,38 @@ class ByteLevelVocabulary:
             return None
         if self._trims_spaces and text.startswith(" "):
             return None  # it depends on the tokenizer whether the first space is trimmed
-        ends = list(accumulate(map(self._sizes.__getitem__, ids), initial=0))
-        if ends[-1] != (len(text) if is_ascii else len(text.encode())):
+        id_array = np.array(ids, np.int32)
+        borders = np.zeros(len(ids) + 1, np.int64)
+        self._get_sizes(id_array).cumsum(out=borders[1:])
+        if borders[-1] != (len(text) if is_ascii else len(text.encode())):
             return None
-        return ByteLevelText(text, ids, ends, self if self._trims_spaces else None)
+        return ByteLevelText(text, id_array, borders, self if self._trims_spaces else None)
 
     def count_spaces(self, token_id: int) -> Span:
         """Return the number of spaces at the start and at the end of a token."""
         token = (self._backend.id_to_token(token_id) or "").replace(_SPACE, " ")
         return len(token) - len(token.lstrip()), len(token) - len(token.rstrip())
 
-
-class _TokenSizes(dict[int, int]):
-    """Number of bytes of each token, by its ID."""
-
-    def __init__(self, backend: Tokenizer) -> None:
-        self._backend = backend
-        self._added_tokens = backend.get_added_tokens_decoder()
-        self |= {id_: _UNKNOWN_SIZE for id_, token in self._added_tokens.items() if token.lstrip or token.rstrip}
-        unknown_id = backend.token_to_id(backend.model.unk_token or "")
+    def _init_sizes(self) -> NDArray[np.int64]:
+        """Return the number of bytes of each token by its ID, without those that are looked up later."""
+        count = max([self._backend.get_vocab_size(), *(id_ + 1 for id_ in self._added_tokens)])
+        sizes = np.full(count + 1, _NEW, np.int64)
+        sizes[-1] = _UNKNOWN_SIZE  # of IDs in the gaps that some vocabularies have
+        sizes[[id_ for id_, token in self._added_tokens.items() if token.lstrip or token.rstrip]] = _UNKNOWN_SIZE
+        unknown_id = self._backend.token_to_id(self._backend.model.unk_token or "")
         if unknown_id is not None:
-            self[unknown_id] = _UNKNOWN_SIZE
+            sizes[unknown_id] = _UNKNOWN_SIZE
+        return sizes
 
-    def __missing__(self, token_id: int) -> int:
-        token = self._backend.id_to_token(token_id) or ""
-        self[token_id] = size = len(token.encode()) if token_id in self._added_tokens else len(token)
-        return size
+    def _get_sizes(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Return the number of bytes of each token."""
+        sizes = self._sizes.take(ids, mode="clip")
+        if len(sizes) and sizes.min() == _NEW:
+            for token_id in ids[sizes == _NEW].tolist():
+                token = self._backend.id_to_token(token_id) or ""
+                self._sizes[token_id] = len(token.encode()) if token_id in self._added_tokens else len(token)
+            sizes = self._sizes.take(ids, mode="clip")
+        return sizes
 
 
 @dataclass(frozen=True)
@@ -79,8 +90,8 @@ class ByteLevelText:
     """A text and its tokens."""
 
     text: str
-    ids: list[int]
-    borders: list[int]
+    ids: NDArray[np.int32]
+    borders: NDArray[np.int64]
     """Positions in bytes before the first token, and after each token."""
     trimmed_by: ByteLevelVocabulary | None = None
     """The vocabulary, if the positions of tokens leave out the spaces around them, as with `trim_offsets`."""
@@ -99,12 +110,29 @@ class ByteLevelText:
         end += next((count for count, byte in enumerate(rest) if byte & 0xC0 != 0x80), len(rest))
         return len(self._bytes[:end].decode())
 
+    def find_end_after(self, position: int) -> int:
+        """Return the index of the first token that ends after the position."""
+        index = int(self.borders[1:].searchsorted(self._count_bytes(position), "right"))
+        while self.trimmed_by and index < len(self.ids) and self.get_end(index) <= position:
+            index += 1
+        return index
+
+    def find_start_at(self, position: int, first: int) -> int:
+        """Return the index of the first token, from `first` on, that begins at the position or after it."""
+        index = max(first, int(self.borders[:-1].searchsorted(self._count_bytes(position))))
+        while self.trimmed_by and index > first and self.get_start(index - 1) >= position:
+            index -= 1
+        return index
+
+    def _count_bytes(self, position: int) -> int:
+        return position if self.text.isascii() else len(self.text[:position].encode())
+
     def _get_span(self, index: int) -> Span:
         """Return the positions in bytes."""
-        start, end = self.borders[index], self.borders[index + 1]
+        start, end = int(self.borders[index]), int(self.borders[index + 1])
         if self.trimmed_by is None:
             return start, end
-        leading, trailing = self.trimmed_by.count_spaces(self.ids[index])
+        leading, trailing = self.trimmed_by.count_spaces(int(self.ids[index]))
         start = min(start + leading, end)
         return start, max(end - trailing, start)
 

@@ -20,13 +20,14 @@ A row that needs EOS raises `MODEL_INVALID` if the tokenizer has no EOS token.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.data.answer_spans import ChatRendering, check_tool_results, find_answer_spans
@@ -47,6 +48,7 @@ from finetune_trainer.data.text_encoding import TextEncoder, TokenizedText, enco
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
@@ -72,14 +74,14 @@ class RenderedConversation:
     """A control token that is typed in a text of the conversation, or None."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenizedConversation:
     """A conversation as tokens, with a label for each token."""
 
-    input_ids: list[int]
+    id_array: NDArray[np.int32]
     """Token ids, in shape (tokens,)."""
-    labels: list[int]
-    """`input_ids[i]` or `IGNORE_INDEX` for each token, in shape (tokens,). Not shifted: the model shifts them."""
+    label_array: NDArray[np.int32]
+    """`id_array[i]` or `IGNORE_INDEX` for each token, in shape (tokens,). Not shifted: the model shifts them."""
     answer_start: int = 0
     """Index of the first token of the last answer."""
     end_token_id: int | None = None
@@ -87,9 +89,23 @@ class TokenizedConversation:
     values of `loss`."""
 
     @property
+    def input_ids(self) -> list[int]:
+        """`id_array` as a list."""
+        return list(self.id_array.tolist())
+
+    @property
+    def labels(self) -> list[int]:
+        """`label_array` as a list."""
+        return list(self.label_array.tolist())
+
+    @cached_property
     def supervised_tokens(self) -> int:
         """Number of tokens that the loss is computed on."""
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+        return int(np.count_nonzero(self.label_array != IGNORE_INDEX))
+
+    def truncate(self, max_tokens: int) -> TokenizedConversation:
+        """Return the first tokens of the conversation, whose last answer may lack its end."""
+        return TokenizedConversation(self.id_array[:max_tokens], self.label_array[:max_tokens], self.answer_start)
 
 
 @dataclass(frozen=True)
@@ -175,19 +191,26 @@ class LossMasker:
     def _render_turns(self, chat: Chat) -> RenderedConversation:
         template = self._require_template()
         messages = self._message_adapter.adapt(chat.messages)
-        marked_spans = None
         if template.has_generation_tags:
-            text, marked_spans = template.render_with_spans(messages, chat.tools)
+            text, spans = template.render_with_spans(messages, chat.tools)
+            check_tool_results(ChatRendering(template, messages, chat.tools, text), spans)
         else:
             text = template.render(messages, chat.tools)
-        rendering = ChatRendering(template, messages, chat.tools, text)
-        if rendering.has_calls:
-            rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
-        elif marked_spans is None and not chat.tools and self._skeletons.fits(messages, text):
+            spans = self._find_answer_spans(ChatRendering(template, messages, chat.tools, text))
+        return self._extend_to_endings(text, _find_answers(chat, spans, text))
+
+    def _find_answer_spans(self, rendering: ChatRendering) -> list[Span]:
+        """Return the spans of the answers in a conversation whose template does not mark them. Raises `RowError`."""
+        if not rendering.tools and self._skeletons.fits(rendering.messages, rendering.text):
+            spans = self._skeletons.locate_answers(rendering.messages, rendering.text)
+            if spans is not None:
+                return spans
             rendering = replace(rendering, skeletons=self._skeletons)
-        answer_spans = find_answer_spans(rendering) if marked_spans is None else marked_spans
-        check_tool_results(rendering, answer_spans)
-        return self._extend_to_endings(text, _find_answers(chat, answer_spans, text))
+        elif rendering.has_calls:
+            rendering = replace(rendering, call_endings=self._end_of_call.texts, call_prefix=self._call_prefix)
+        spans = find_answer_spans(rendering)
+        check_tool_results(rendering, spans)
+        return spans
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
@@ -266,25 +289,30 @@ class LossMasker:
             )
 
     def _apply_loss_mask(self, conversation: RenderedConversation, tokens: TokenizedText) -> TokenizedConversation:
-        ids, answer_start, answer_end, is_supervised = tokens.ids, 0, 0, True
+        ids, answer_start, answer_end, is_supervised = np.asarray(tokens.ids, np.int32), 0, 0, True
         labels = self._init_labels(ids)
         for index, answer_span in enumerate(conversation.answer_spans):
             answer_start, answer_end = _find_supervised_span(tokens, answer_span)
             is_supervised = index not in conversation.unsupervised_answers
-            answer_ids = ids[answer_start:answer_end]
-            labels[answer_start:answer_end] = answer_ids if is_supervised else [IGNORE_INDEX] * len(answer_ids)
-        end_token_id = ids[answer_end - 1] if answer_end > answer_start else None
+            labels[answer_start:answer_end] = ids[answer_start:answer_end] if is_supervised else IGNORE_INDEX
+        end_token_id = int(ids[answer_end - 1]) if answer_end > answer_start else None
         if conversation.needs_eos:
             end_token_id = self._tokenizer.eos_token_id
-            ids, labels = [*ids, end_token_id], [*labels, end_token_id if is_supervised else IGNORE_INDEX]
-        if conversation.is_untemplated and ids[: len(self._bos_ids)] != self._bos_ids:
-            ids, labels = [*self._bos_ids, *ids], [*self._init_labels(self._bos_ids), *labels]
-            answer_start += len(self._bos_ids)
-        labels[:1] = [IGNORE_INDEX] * len(labels[:1])  # no token precedes the first one, so it cannot be predicted
+            ids = _join([ids, [end_token_id]])
+            labels = _join([labels, [end_token_id if is_supervised else IGNORE_INDEX]])
+        if conversation.is_untemplated and ids[: len(self._bos_ids)].tolist() != self._bos_ids:
+            bos_ids = np.array(self._bos_ids, np.int32)
+            ids, labels = _join([bos_ids, ids]), _join([self._init_labels(bos_ids), labels])
+            answer_start += len(bos_ids)
+        labels[:1] = IGNORE_INDEX  # no token precedes the first one, so it cannot be predicted
         return TokenizedConversation(ids, labels, answer_start, end_token_id if is_supervised else None)
 
-    def _init_labels(self, ids: list[int]) -> list[int]:
-        return list(ids) if self._supervise_all else [IGNORE_INDEX] * len(ids)
+    def _init_labels(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        return ids.copy() if self._supervise_all else np.full(len(ids), IGNORE_INDEX, np.int32)
+
+
+def _join(parts: Sequence[NDArray[np.int32] | list[int]]) -> NDArray[np.int32]:
+    return np.concatenate(parts, dtype=np.int32)
 
 
 def _find_answers(chat: Chat, spans: Sequence[Span], text: str) -> list[_Answer]:
@@ -312,11 +340,10 @@ def _number_separate_texts(spans: Sequence[Span], text: str) -> list[int]:
 
 def _find_supervised_span(tokens: TokenizedText, answer_span: Span) -> Span:
     """Return the token indices of an answer: start, and exclusive end."""
-    indices = range(len(tokens.ids))
-    first_index = bisect_right(indices, answer_span[0], key=tokens.get_end)
-    if first_index < len(indices) and tokens.text[tokens.get_start(first_index) : answer_span[0]].strip():
+    first_index = tokens.find_end_after(answer_span[0])
+    if first_index < len(tokens.ids) and tokens.text[tokens.get_start(first_index) : answer_span[0]].strip():
         first_index += 1  # the token begins in the prompt
-    return first_index, bisect_left(indices, answer_span[1], lo=first_index, key=tokens.get_start)
+    return first_index, tokens.find_start_at(answer_span[1], first_index)
 
 
 def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,6 +48,14 @@ class EncodedText:
     def get_end(self, index: int) -> int:
         """Return the position after the last character of a token."""
         return self._get_span(index)[1]
+
+    def find_end_after(self, position: int) -> int:
+        """Return the index of the first token that ends after the position."""
+        return bisect_right(range(len(self.ids)), position, key=self.get_end)
+
+    def find_start_at(self, position: int, first: int) -> int:
+        """Return the index of the first token, from `first` on, that begins at the position or after it."""
+        return bisect_left(range(len(self.ids)), position, lo=first, key=self.get_start)
 
     def add_piece(self, ids: list[int], encoding: Encoding, start: int) -> None:
         """Append the tokens of the piece that begins at `start`. Raises `RowError` if a token crosses the cut."""

@@ -106,21 +106,15 @@ def build_tokenized_row(
     row: Row, conversations: Sequence[TokenizedConversation], limits: LengthLimits, schema: RowSchema
 ) -> TokenizedRow:
     """Return the row in the columns of `schema`; `conversations` are the tokenized conversations of the row."""
-    length = max(len(conversation.input_ids) for conversation in conversations)
+    length = max(len(conversation.id_array) for conversation in conversations)
     if length < limits.min_tokens:
         return TokenizedRow(length, "tooShort")
     is_truncated = length > limits.max_tokens
     if is_truncated and limits.overlength != "truncate":
         return TokenizedRow(length, "overlength")
     if is_truncated:
-        conversations = [_truncate(conversation, limits.max_tokens) for conversation in conversations]
+        conversations = [conversation.truncate(limits.max_tokens) for conversation in conversations]
     columns = schema.build_columns(row, conversations)
     if isinstance(columns, str):
         return TokenizedRow(length, columns)
     return TokenizedRow(length, None, columns.values, columns.tokens, columns.supervised_tokens, is_truncated)
-
-
-def _truncate(conversation: TokenizedConversation, max_tokens: int) -> TokenizedConversation:
-    return TokenizedConversation(
-        conversation.input_ids[:max_tokens], conversation.labels[:max_tokens], conversation.answer_start
-    )

@@ -48,8 +48,8 @@ class SFT(TrainingMethod):
         conversation = conversations[0]
         if not conversation.supervised_tokens:
             return "noSupervisedTokens"
-        columns = {"input_ids": conversation.input_ids, "labels": conversation.labels}
-        return TokenColumns(columns, len(conversation.input_ids), conversation.supervised_tokens)
+        columns = {"input_ids": conversation.id_array, "labels": conversation.label_array}
+        return TokenColumns(columns, len(conversation.id_array), conversation.supervised_tokens)
 
     def build_collator(self, inputs: TrainerInputs) -> Collator:
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
