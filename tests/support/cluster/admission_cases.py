@@ -106,11 +106,12 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     },
     "sharded over nodes, with steps of a fixed size": {
         "spec.training": {
-            "epochs": 1, "globalBatchSize": 64, "batchSize": 4, "batching": "paddingFree", "kernels": "liger",
+            "epochs": 1, "globalBatchSize": 64, "batchSize": 4, "batching": "paddingFree",
             "warmupSteps": 10, "minLearningRateRatio": 0.1, "scheduler": "warmupStableDecay", "optimizer": "adamw8bit",
         },
         "spec.compute": {"nodes": 2, "gpusPerNode": 8, "sharding": "full"}, f"{LORA}.variant": "rslora",
     },
+    "kernels of Liger": {"spec.training": {"epochs": 1, "kernels": "liger"}},
     "sharded preferences by length": {
         **DPO_TRAINING, "spec.compute.sharding": "full", f"{SOURCE}.format": "preference",
         "spec.training": {"epochs": 1, "method": "dpo", "batching": "byLength", "globalBatchSize": 8},
