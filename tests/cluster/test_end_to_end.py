@@ -191,8 +191,9 @@ def test_run_deleted_removes_job_and_pods(flow: ClusterHarness) -> None:
     assert flow.list_keys("out/deleted/") <= {".claim.json"}
 
 
-def test_run_multi_node_worker_killed_resumes_from_checkpoint(flow: ClusterHarness) -> None:
-    flow.start_run("together", nodes=2, steps=300, training={"checkpoints": {"everySteps": 20}})
+def test_run_multi_node_sharded_worker_killed_resumes_from_checkpoint(flow: ClusterHarness) -> None:
+    training = {"checkpoints": {"everySteps": 20}}
+    flow.start_run("together", nodes=2, sharding="full", steps=300, training=training)
     flow.wait_for("together", lambda status: status.get("lastCheckpointStep", 0) >= 20)
     worker_pod = flow.list_pods("together", f",{INDEX}=1")[0]
     flow.kubectl("exec", worker_pod, "--", "python", "-c", KILL_WORKERS)

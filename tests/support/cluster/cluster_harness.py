@@ -86,6 +86,7 @@ class ClusterHarness:
             },
             "compute": {
                 "nodes": changes.get("nodes", 1), "gpusPerNode": 0, "scratch": {"size": "4Gi"},
+                "sharding": changes.get("sharding", "none"),
                 "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
                 "terminationGracePeriodSeconds": 30,
             },
