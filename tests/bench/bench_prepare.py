@@ -10,12 +10,10 @@ import gc
 import gzip
 import json
 import random
-import re
 import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, product
@@ -23,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from tests.bench.private_memory import PrivateMemory
 from tests.support.trainer.tiny_model import CHATML, StoredFile, config, tokenizer
 
 from finetune_trainer.contract import TrainerConfig
@@ -64,10 +63,10 @@ def main() -> None:
 def _measure_case(size: int, case: str) -> None:
     work = _read_rows if case in _READ_CASES else _prepare
     bench_tokenizer = _build_tokenizer() if work is _prepare else None
-    with TemporaryDirectory() as folder, _MemorySampler() as memory:
+    with TemporaryDirectory() as folder, PrivateMemory() as memory:
         file = _READ_CASES.get(case, _write_jsonl)(Path(folder), size)
         gc.collect()  # frees what writing the file left in memory
-        before, wall_start, cpu_start = memory.start(), time.monotonic(), time.process_time()
+        before, wall_start, cpu_start = memory.reset(), time.monotonic(), time.process_time()
         rows = work(case, file, bench_tokenizer)
         rate, per_cpu = size / (time.monotonic() - wall_start), size / (time.process_time() - cpu_start)
         disk = sum(path.stat().st_size for path in Path(folder).iterdir()) >> 20
@@ -181,38 +180,6 @@ _READ_CASES: Mapping[str, Callable[[Path, int], StoredFile]] = {
     "only read, .csv": _write_csv,
     "only read, .parquet": _write_parquet,
 }
-
-
-class _MemorySampler:
-    """Samples the private memory of the process in MiB and keeps its maximum.
-
-    Pages of mapped files are not counted, because the kernel reclaims them when it needs memory.
-    """
-
-    def __enter__(self) -> _MemorySampler:
-        self.peak = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def start(self) -> int:
-        """Return the current private memory in MiB, and start counting the maximum from it."""
-        self.peak = self._resident_mib()
-        return self.peak
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.05):
-            self.peak = max(self.peak, self._resident_mib())
-
-    @staticmethod
-    def _resident_mib() -> int:
-        match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(match[1]) >> 10 if match else 0
 
 
 def _print_line(line: str) -> None:

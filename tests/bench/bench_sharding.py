@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.bench.private_memory import PrivateMemory
 from tests.support.trainer.s3_server import free_port
 from tests.support.trainer.tiny_model import config
 
@@ -84,7 +83,7 @@ def _measure_rank(folder: Path) -> None:
     importlib.import_module("transformers.models.llama.modeling_llama")  # libraries take more memory than the model
     collectives.init_process_group(lambda: None)
     collectives.barrier()
-    with _MemorySampler() as memory:
+    with PrivateMemory(0.005) as memory:
         before = memory.reset()
         loaded = loading.load_model(config({"precision": "bf16"}), folder, "transformers")
         peak, held = memory.peak - before, memory.reset() - before
@@ -92,35 +91,6 @@ def _measure_rank(folder: Path) -> None:
     del loaded
     name = os.environ[SHARDING_ENV]
     _print_line(f"| {name} | {topology.world_size()} | {topology.rank()} | {held} MiB | {peak} MiB |")
-
-
-class _MemorySampler:
-    """Samples the private memory of the process in MiB and keeps its maximum."""
-
-    def __enter__(self) -> _MemorySampler:
-        self.peak = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def reset(self) -> int:
-        """Return the current private memory in MiB, and count the maximum from now on."""
-        self.peak = _read_private_memory()
-        return self.peak
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, _read_private_memory())
-
-
-def _read_private_memory() -> int:
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) >> 10 if match else 0
 
 
 def _print_line(line: str) -> None:

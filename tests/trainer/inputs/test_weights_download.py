@@ -41,7 +41,7 @@ def inputs(
 def wait_for_download_threads() -> None:
     deadline = time.monotonic() + 30
     while any(thread.name.startswith(("weights", "object", "range")) for thread in threading.enumerate()):
-        assert time.monotonic() < deadline, "the download goes on"
+        assert time.monotonic() < deadline, "the download continues"
         time.sleep(0.01)
 
 

@@ -12,7 +12,7 @@ from tests.matrix.measure import PAGE_PATH, compute_lock_hash
 from tests.matrix.page import render_page
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT, config
 
-from finetune_trainer.contract import Reason, TrainerConfig
+from finetune_trainer.contract import SHARDING_ENV, Reason, TrainerConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import VolumeModelSource, read_model_settings
 from finetune_trainer.modeling import support_matrix
@@ -104,6 +104,23 @@ def test_check_support_refuses_every_option_that_is_known_not_to_work() -> None:
         assert caught.value.reason is Reason.CONFIG_INVALID
         problem = MATRIX["families"][family][column].removeprefix(NO_PREFIX).removeprefix("training.packing: ")
         assert f"({problem.partition(';')[0]})" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("falcon_h1", r"falcon_h1 does not support compute\.sharding full, as measured .*; set it to none"),
+        ("a_family_of_next_year", r"a_family_of_next_year was not measured with compute\.sharding full"),
+    ],
+)
+def test_check_support_sharding_that_is_not_known_to_work_is_refused(
+    monkeypatch: pytest.MonkeyPatch, family: str, message: str
+) -> None:
+    monkeypatch.setenv(SHARDING_ENV, "full")
+    check_support(config(), "llama")
+    with pytest.raises(TrainerError, match=message) as caught:
+        check_support(config(), family)
+    assert caught.value.reason is Reason.CONFIG_INVALID
 
 
 def test_check_support_accepts_all_other_options() -> None:

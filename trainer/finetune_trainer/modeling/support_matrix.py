@@ -42,7 +42,7 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
     such an option that the config asks for.
 
     A family that was not measured passes, and so does an option that works for a part of the weights: the checks of
-    this model decide.
+    this model decide. They would not notice weights that were sharded wrongly, so sharding must have been measured.
     """
     for column in _list_needed_steps(config):
         if problem := find_problem(model_type, column):
@@ -53,6 +53,12 @@ def check_support(config: TrainerConfig, model_type: str) -> None:
             problem = problem.removeprefix(f"{_MEASURED_SETTINGS.get(column, setting)}: ")
             message = f"the model family {model_type} does not support {setting}{_attribute(problem)}; {advice}"
             raise TrainerError(Reason.CONFIG_INVALID, message)
+    if topology.is_sharded() and not is_measured(model_type, "shards"):
+        message = (
+            f"the model family {model_type} was not measured with compute.sharding full, where wrong weights are not "
+            "noticed; set it to none"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message)
 
 
 def is_measured(model_type: str, column: str) -> bool:

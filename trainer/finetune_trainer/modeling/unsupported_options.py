@@ -18,10 +18,11 @@ _OPTIONS = ("nf4", "packs", "shards")
 
 def list_unsupported_options(config: TrainerConfig, meta_model: PreTrainedModel) -> frozenset[str]:
     """Return those of `nf4`, `packs` and `shards`, which are columns of the support matrix, that a run with this model
-    on the `meta` device would refuse. `packs` is among them unless it was measured: only the preflight finds out."""
+    on the `meta` device would refuse. `packs` and `shards` are among them unless they were measured."""
     family = meta_model.config.model_type
     problems = {name: support_matrix.find_problem(family, name) is not None for name in _OPTIONS}
-    problems["packs"] |= not support_matrix.is_measured(family, "packs")
+    for name in ("packs", "shards"):
+        problems[name] |= not support_matrix.is_measured(family, name)
     problems["nf4"] |= not _can_quantize(config, meta_model)
     problems["shards"] |= not _can_shard(meta_model)
     return frozenset(name for name, is_refused in problems.items() if is_refused)

@@ -109,17 +109,24 @@ def measure_padding(
     `max_length` is the capacity of a sequence of `packed`. The seed determines an order like that of a training; for
     `byLength` it is the order of its first epoch.
     """
-    all_lengths = np.asarray(lengths, dtype=np.int64)
-    row_tokens, generator = int(all_lengths.sum()), np.random.default_rng((seed, 0))
-    if batching == "paddingFree":
-        return PaddingMeasure(row_tokens, 0)
+    sequence_lengths = np.asarray(lengths, dtype=np.int64)
+    row_tokens = int(sequence_lengths.sum())
     if batching == "packed":
-        sequences = packing.pack(all_lengths.tolist(), max_length)
-        all_lengths = np.array([all_lengths[rows].sum() for rows in sequences], dtype=np.int64)
-    if batching == "byLength":
-        batches = list(_form_batches(all_lengths, batch_size, generator))
-    else:
-        order = generator.permutation(len(all_lengths))
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    tokens = sum(len(batch) * int(all_lengths[batch].max()) for batch in batches)
+        sequences = packing.pack(sequence_lengths.tolist(), max_length)
+        sequence_lengths = np.array([sequence_lengths[rows].sum() for rows in sequences], dtype=np.int64)
+    tokens = int(measure_batches(sequence_lengths, batch_size, batching, seed).sum())
     return PaddingMeasure(tokens, tokens - row_tokens)
+
+
+def measure_batches(sequence_lengths: Lengths, batch_size: int, batching: Batching, seed: int) -> Lengths:
+    """Return the tokens of each batch of an epoch, including padding, of shape (batches,). Of `packed`, the lengths are
+    those of the packed sequences."""
+    generator = np.random.default_rng((seed, 0))
+    if batching == "byLength":
+        batches = list(_form_batches(sequence_lengths, batch_size, generator))
+    else:
+        order = generator.permutation(len(sequence_lengths))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    parts = [sequence_lengths[batch] for batch in batches]
+    sizes = [part.sum() if batching == "paddingFree" else len(part) * part.max() for part in parts]
+    return np.array(sizes, dtype=np.int64)
