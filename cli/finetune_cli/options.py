@@ -1,0 +1,64 @@
+"""Options that every command has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class OutputFormat(StrEnum):
+    """Formats of the output."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+_PANEL = "Cluster and output"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that every command has. Field names are the names of the options."""
+
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", "-n", help="Namespace; by default that of the context.", rich_help_panel=_PANEL),
+    ] = None
+    context: Annotated[
+        str | None, typer.Option(help="Context of the kubeconfig; by default the current one.", rich_help_panel=_PANEL)
+    ] = None
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="The kubeconfig file; by default $KUBECONFIG.", rich_help_panel=_PANEL)
+    ] = None
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FINETUNE_S3_ENDPOINT",
+            help="Address of the S3 store as this machine reaches it; by default storage.endpoint of the run.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    output: Annotated[
+        OutputFormat, typer.Option("--output", "-o", help="Format of the output.", rich_help_panel=_PANEL)
+    ] = OutputFormat.TABLE
+
+
+def build_parameters() -> list[inspect.Parameter]:
+    """Return the options as parameters of a function."""
+    annotations = inspect.get_annotations(Options, eval_str=True)
+    return [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotations[option.name]
+        )
+        for option in fields(Options)
+    ]
+
+
+CommandFunction = Callable[..., None]

@@ -1,0 +1,1 @@
+"""Loads published adapters into inference servers."""
