@@ -125,7 +125,8 @@ class PodReader:
 
 
 def _is_rank_zero(pod: Body) -> bool:
-    return (pod["metadata"].get("annotations") or {}).get(_INDEX_ANNOTATION, "0") == "0"
+    annotations: Body = pod["metadata"].get("annotations") or {}
+    return str(annotations.get(_INDEX_ANNOTATION, "0")) == "0"
 
 
 def _get_creation(pod: Body) -> tuple[str, str]:

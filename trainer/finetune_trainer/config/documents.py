@@ -44,10 +44,11 @@ def read_documents(path: Path) -> list[Any]:
 def to_plain(document: object) -> object:
     """Return a document as plain values of JSON. Raises `DocumentError` for values that JSON does not have."""
     try:
-        plain: object = json.loads(json.dumps(document, allow_nan=False))
-        return plain
+        text = json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DocumentError(f"has a value that JSON does not have: {error}") from error
+    plain: object = json.loads(text)
+    return plain
 
 
 def _describe_yaml_error(error: YAMLError) -> str:
