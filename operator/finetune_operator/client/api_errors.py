@@ -142,7 +142,8 @@ def _describe_forbidden(target: Target, status: _Status, message: str) -> Client
 
 def _describe_conflict(target: Target, status: _Status, message: str) -> ClientError:
     if status.reason == "AlreadyExists":
-        return ObjectExists(f"{target.subject} exists; choose another name or delete it")
+        existing = target._replace(name=to_one_line((status.details or _Details()).name))
+        return ObjectExists(f"{existing.subject} exists; choose another name or delete it")
     return ClientError(f"{target.subject} cannot be changed: {message}; try again")
 
 

@@ -63,7 +63,7 @@ class StoreReader:
         from finetune_trainer.storage import OUTPUT_ERRORS, find_objects
 
         location = locate(uri)
-        if not location.is_single:
+        if not location.key or not location.is_single:
             raise ResultUnavailable(f"{shown(uri)} is not the URI of an object")
         with translate_storage_errors():
             return find_objects(self.s3, location, OUTPUT_ERRORS)[0]

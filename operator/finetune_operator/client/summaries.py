@@ -89,7 +89,8 @@ def _summarize_progress(progress: ObservedProgress | None) -> dict[str, Any]:
 
 def get_phase(job: FineTuneJob) -> str:
     """Return the phase of a run. It is `Pending` before the operator has seen the run."""
-    return (job.status and job.status.phase) or Phase.PENDING
+    phase = job.status.phase if job.status else None
+    return (phase or Phase.PENDING).value
 
 
 def find_headline(status: FineTuneJobStatus) -> Condition | None:
@@ -114,7 +115,7 @@ def summarize_result(result: StoredResult) -> RunSummary:
         name=name or result.uri.rpartition("/")[2],
         namespace=namespace,
         source="store",
-        phase=Phase.COMPLETE,
+        phase=Phase.COMPLETE.value,
         model_uri=manifest.model.uri,
         method=str(training.get("method", "sft")) if isinstance(training, dict) else "",
         completed="100%",
