@@ -47,24 +47,25 @@ def _build_error(kind: type[ModelT], body: Mapping[str, Any], error: ValidationE
 
 def _remove_unknown(body: dict[str, Any], error: ValidationError) -> bool:
     """Remove the fields that an error is about, if they are unknown or in the status. Return whether there were any."""
-    removed = [
-        _remove_path(body, details["loc"])
-        # From the end, so that the indexes of the items before stay valid.
-        for details in reversed(error.errors(include_url=False))
+    paths = {
+        _find_existing(body, details["loc"])
+        for details in error.errors(include_url=False)
         if details["type"] == "extra_forbidden" or details["loc"][:1] == ("status",)
-    ]
-    return any(removed)
-
-
-def _remove_path(body: dict[str, Any], path: Sequence[str | int]) -> bool:
-    """Remove a field or an item, or what would contain it. Return whether there was one."""
-    for length in range(len(path), 0, -1):
+    } - {()}
+    for path in sorted(paths, reverse=True):  # from the end, so that the indexes of the items before stay valid
         parent: Any = body
+        for part in path[:-1]:
+            parent = parent[part]
+        del parent[path[-1]]
+    return bool(paths)
+
+
+def _find_existing(body: Mapping[str, Any], path: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Return the path of a field, or of what would contain it if it is missing."""
+    node: Any = body
+    for length, part in enumerate(path):
         try:
-            for part in path[: length - 1]:
-                parent = parent[part]
-            del parent[path[length - 1]]
+            node = node[part]
         except (KeyError, IndexError, TypeError):
-            continue  # it is missing, was removed before, or is the name of a type as pydantic adds it
-        return True
-    return False
+            return tuple(path[:length])
+    return tuple(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ CONDITION = {
 }  # fmt: skip
 
 
-def _parse(status: Any) -> FineTuneJob:
+def _parse(status: object) -> FineTuneJob:
     return parse_object(FineTuneJob, {**build_finetunejob(), "status": status})
 
 
@@ -38,7 +38,7 @@ def test_parse_newer_fields_are_left_out() -> None:
 
 def test_parse_invalid_items_are_left_out_and_others_kept() -> None:
     broken = [{"type": "A"}, {**CONDITION, "type": "B", "status": "Maybe"}, 3]
-    job = _parse({"conditions": [*broken, CONDITION, *broken], "phase": "Exploded", "attempts": -1})
+    job = _parse({"conditions": [*broken, CONDITION, *copy.deepcopy(broken)], "phase": "Exploded", "attempts": -1})
     assert job.status is not None
     assert "Complete" in [condition.type for condition in job.status.conditions]
     assert wait_condition_of(job) == "Complete"
@@ -46,7 +46,7 @@ def test_parse_invalid_items_are_left_out_and_others_kept() -> None:
 
 
 @given(status=JSON | st.dictionaries(st.sampled_from(STATUS_FIELDS), JSON, max_size=6))
-def test_parse_random_status_gives_a_summary(status: Any) -> None:
+def test_parse_random_status_gives_a_summary(status: object) -> None:
     assert summarize_job(_parse(status)).name == "bot"
 
 
