@@ -14,7 +14,7 @@ from finetune_operator.api.sweep import SWEEP_PLURAL, FineTuneSweep
 from finetune_operator.client.api_server import ApiServer
 from finetune_operator.client.connection import connect
 from finetune_operator.client.errors import ResultUnavailable
-from finetune_operator.client.following import JobFollower, wait_condition_of
+from finetune_operator.client.following import JobFollower, retry_during_outage, wait_condition_of
 from finetune_operator.client.manifests import Manifest, read_manifest
 from finetune_operator.client.pods import Event, PodReader
 from finetune_operator.client.resources import Resource
@@ -150,9 +150,11 @@ class Client:
     def _follow_logs(self, name: str) -> Iterator[str]:
         """Yield the lines of all pods from the newest one on, until the run ends."""
         followed: set[str] = set()
+        self.jobs.get(name)  # an API server that never responds is an error at once
         while True:
-            job = self.jobs.get(name)  # before the pods, so that the last pod of an ended run is not missed
-            pod = self._pods.find_log_pod(name)
+            # Before the pods, so that the last pod of an ended run is not missed.
+            job = retry_during_outage(lambda: self.jobs.get(name))
+            pod = retry_during_outage(lambda: self._pods.find_log_pod(name))
             if pod and pod["metadata"]["name"] not in followed:
                 followed.add(pod["metadata"]["name"])
                 yield from self._pods.follow_log(pod, lambda: self._is_active(name))
@@ -164,7 +166,7 @@ class Client:
                 time.sleep(_POLL_SECONDS)
 
     def _is_active(self, name: str) -> bool:
-        return wait_condition_of(self.jobs.get(name)) is None
+        return wait_condition_of(retry_during_outage(lambda: self.jobs.get(name))) is None
 
     def _read_stored_log(self, job: FineTuneJob) -> list[str]:
         status = job.status

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from finetune_operator.api import ConditionType, FineTuneJob
 from finetune_operator.client.errors import ClusterUnavailable, LoginRequired, WaitTimeout
@@ -14,6 +15,22 @@ MAX_OUTAGE_SECONDS = 300
 _WATCH_SECONDS = 60
 _RETRY_SECONDS = 1.0
 _TERMINAL_CONDITIONS = (ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.CANCELLED)
+
+T = TypeVar("T")
+
+
+def retry_during_outage(read: Callable[[], T]) -> T:
+    """Return what `read` returns. While the API server does not respond, it is called again, for a bounded time."""
+    started = time.monotonic()
+    while True:
+        try:
+            return read()
+        except LoginRequired:
+            raise
+        except ClusterUnavailable:
+            if time.monotonic() - started > MAX_OUTAGE_SECONDS:
+                raise
+        time.sleep(_RETRY_SECONDS)
 
 
 def wait_condition_of(job: FineTuneJob) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_operator.api.labels import JOB_LABEL, MODEL_CACHE_CONTAINER, TRAINER_CONTAINER
 from finetune_operator.client.api_server import ApiServer, Body, Collection, Request
 from finetune_operator.client.errors import ClusterUnavailable, LoginRequired, ObjectNotFound
-from finetune_operator.client.following import MAX_OUTAGE_SECONDS
+from finetune_operator.client.following import MAX_OUTAGE_SECONDS, retry_during_outage
 
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 _POLL_SECONDS = 1.0
@@ -85,7 +85,7 @@ class PodReader:
                 return
             time.sleep(_POLL_SECONDS)
             try:
-                pod = self.get_pod(name)
+                pod = retry_during_outage(lambda: self.get_pod(name))
             except ObjectNotFound:
                 return
 

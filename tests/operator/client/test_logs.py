@@ -131,6 +131,25 @@ def test_logs_follow_continues_with_pod_after_interruption(namespace: ClientName
     thread.join()
 
 
+def test_logs_follow_survives_server_errors(namespace: ClientNamespace, proxy: FaultProxy) -> None:
+    _create_pod(namespace, "bot-a")
+    kubelet = Kubelet({"bot-a/trainer": [_stamp(1, "first")]})
+    client = _connect(namespace, proxy, kubelet)
+
+    def start_pod() -> None:
+        time.sleep(1)
+        proxy.fail_next("GET", "/pods/bot-a", 503)
+        proxy.fail_next("GET", "/finetunejobs/bot", 500)
+        _write_states(namespace, "bot-a", trainer=ENDED)
+        namespace.write_condition("Complete", "Completed")
+
+    thread = threading.Thread(target=start_pod)
+    thread.start()
+    assert list(client.logs("bot", follow=True)) == ["first"]
+    thread.join()
+    assert not proxy.faults
+
+
 @pytest.mark.s3
 def test_logs_report_and_metrics_without_pods_are_from_store(namespace: ClientNamespace, s3: S3Server) -> None:
     uri = f"s3://results/{namespace.name}"
