@@ -33,9 +33,7 @@ def show_pages(
         from finetune_operator.client import Client
 
         options = session.options
-        return Client(
-            namespace, context=options.context, kubeconfig=options.kubeconfig, endpoint=options.endpoint
-        )
+        return Client(namespace, context=options.context, kubeconfig=options.kubeconfig, endpoint=options.endpoint)
 
     source = Source(connect, session.options.namespace, prefixes, session.options.endpoint)
     serve(source, port, lambda url: _announce(session, url), open_browser=not no_open)

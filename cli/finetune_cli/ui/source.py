@@ -110,7 +110,9 @@ class Source:
     def list_schedules(self) -> Fetched[list[FineTuneSchedule]]:
         """Return the FineTuneSchedules, the newest first."""
         return self._guard(
-            self._cached(("schedules",), lambda: self._load(FineTuneSchedule, lambda each: each.schedules), LIST_SECONDS),
+            self._cached(
+                ("schedules",), lambda: self._load(FineTuneSchedule, lambda each: each.schedules), LIST_SECONDS
+            ),
             [],
         )
 
@@ -184,12 +186,16 @@ class Source:
     def get_comparable(self, job: FineTuneJob) -> Comparable:
         """Return result and rows of a run. Raises `ClientError`."""
         result, store = self._read_result(job), self._store(job)
-        return self._cached(("rows", result.digest), lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS)()
+        return self._cached(
+            ("rows", result.digest), lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS
+        )()
 
     def get_stored_comparable(self, past_run: PastRun) -> Comparable:
         """Return the rows of a result. Raises `ClientError`."""
         result, store = past_run.result, self._history_store()
-        return self._cached(("rows", result.digest), lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS)()
+        return self._cached(
+            ("rows", result.digest), lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS
+        )()
 
     # Loading
 

@@ -69,7 +69,10 @@ def list_commands(run: Run) -> list[tuple[str, str]]:
     elif run.summary.phase == Phase.SUSPENDED:
         commands += [("Resume the run", f"finetune resume {target}")]
     elif run.summary.phase not in _ENDED:
-        commands += [("Suspend the run", f"finetune suspend {target}"), ("End it for good", f"finetune cancel {target}")]
+        commands += [
+            ("Suspend the run", f"finetune suspend {target}"),
+            ("End it for good", f"finetune cancel {target}"),
+        ]
     return commands
 
 
