@@ -118,9 +118,11 @@ class Source:
 
     def list_sweeps(self) -> Fetched[list[FineTuneSweep]]:
         """Return the FineTuneSweeps, the newest first."""
-        return self._guard(
-            self._cached(("sweeps",), lambda: self._load(FineTuneSweep, lambda each: each.sweeps), LIST_SECONDS), []
-        )
+
+        def load() -> Fetched[list[FineTuneSweep]]:
+            return self._load(FineTuneSweep, lambda client: client.sweeps)
+
+        return self._guard(self._cached(("sweeps",), load, LIST_SECONDS), [])
 
     def list_history(self) -> Fetched[list[PastRun]]:
         """Return the results below the prefixes, the newest first, at most `MAX_HISTORY` of each."""
@@ -231,9 +233,13 @@ class Source:
         key = ("result", result.adapter_uri, result.digest)
         return self._cached(key, lambda: store.read_result(result.adapter_uri, result.digest), RESULT_SECONDS)()
 
+    def _load_rows(self, store: ResultStore, result: StoredResult) -> Comparable:
+        key = ("rows", result.uri, result.digest)
+        return self._cached(key, lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS)()
+
     def _load_evaluation(self, job: FineTuneJob) -> Fetched[EvaluationReport | None]:
         result, store = self._read_result(job), self._store(job)
-        key = ("evaluation", result.digest)
+        key = ("evaluation", result.uri, result.digest)
         return Fetched(self._cached(key, lambda: store.read_evaluation(result), RESULT_SECONDS)())
 
     def _client(self, namespace: str | None) -> Client:

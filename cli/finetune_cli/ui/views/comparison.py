@@ -11,6 +11,7 @@ from finetune_cli.ui.source import Comparable, PastRun, Run
 from finetune_cli.ui.views.run import list_rows
 from finetune_cli.ui.views.settings import flatten
 from finetune_operator.client import RunComparison, compare_runs
+from finetune_trainer.contract import MetricChange
 from finetune_trainer.records.evaluation import Estimate
 
 
@@ -24,7 +25,7 @@ class Choice:
 
 
 def list_choices(runs: Sequence[Run], history: Sequence[PastRun]) -> dict[str, Choice]:
-    """Return the runs with a result by their keys. A result in S3 is listed once, as its FineTuneJob if there is one."""
+    """Return the runs with a result by their keys. A result with a FineTuneJob is listed once."""
     with_result = [run for run in runs if run.summary.adapter_uri]
     uris = {run.summary.adapter_uri.rstrip("/") for run in with_result}
     choices = [Choice(get_key(run), f"{run.summary.namespace}/{run.summary.name}", run) for run in with_result]
@@ -52,7 +53,7 @@ def build_comparison_context(comparison: RunComparison) -> dict[str, Any]:
     return {"comparison": comparison, "metrics": rows}
 
 
-def _estimate_change(change: Any) -> Estimate:
+def _estimate_change(change: MetricChange) -> Estimate:
     return Estimate(value=change.change, low=change.low, high=change.high, samples=change.samples)
 
 

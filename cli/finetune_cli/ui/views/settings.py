@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -21,15 +20,11 @@ def flatten(value: object, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
             yield from flatten(item, f"{path}.{name}" if path else str(name))
-    elif _is_nested(value):
+    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
         for index, item in enumerate(value):
             yield from flatten(item, f"{path}[{index}]")
     else:
         yield path, format_value(value)
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value)
 
 
 def format_value(value: object) -> str:
