@@ -33,9 +33,9 @@ def get_environment() -> Environment:
     return environment
 
 
-def render(template: str, status: int = 200, **context: Any) -> Response:
+def render(template: str, status_code: int = 200, /, **context: Any) -> Response:
     """Return a page."""
-    return HTMLResponse(get_environment().get_template(f"{template}.html.j2").render(context), status)
+    return HTMLResponse(get_environment().get_template(f"{template}.html.j2").render(context), status_code)
 
 
 @cache

@@ -51,7 +51,8 @@ def _build_ended_run(index: int, endpoint: str) -> tuple[Body, Body]:
     name = f"bot-{index:03}"
     reason = {"Complete": "Completed", "Failed": "ConfigInvalid"}.get(phase, phase)
     status = {
-        "phase": phase, "reason": reason, "duration": f"{index % 50 + 3}m", "startTime": seconds_ago(3600 + index * 600),
+        "phase": phase, "reason": reason, "duration": f"{index % 50 + 3}m",
+        "startTime": seconds_ago(3600 + index * 600),
         "conditions": [build_condition(phase, reason, f"Run {name} has ended.")],
         "progress": {
             "percentage": 100 if phase == "Complete" else 40, "completed": "100%" if phase == "Complete" else "40%",
@@ -76,7 +77,8 @@ def build_complete_status(name: str) -> Body:
             "evalLoss": 1.42, "lastUpdateTime": seconds_ago(1500),
         },
         "dataset": {
-            "rows": 12000, "kept": 10423, "validation": 540, "rejected": {"duplicate": 310, "overlength": 690, "leaked": 37},
+            "rows": 12000, "kept": 10423, "validation": 540,
+            "rejected": {"duplicate": 310, "overlength": 690, "leaked": 37},
             "tokens": 2345678, "supervisedTokens": 1111222, "digest": "sha256:" + "d" * 64,
         },
         "result": {
@@ -191,8 +193,8 @@ def build_sweep(endpoint: str) -> tuple[Body, Body]:
 def _build_trial(index: int) -> Body:
     rate, rank = (1e-4, 3e-4, 1e-3)[index % 3], (8, 16, 32)[index // 3]
     trial: Body = {
-        "name": f"rates-{index + 1}", "configuration": index + 1, "created": True, "seed": 42, "gpuSeconds": 900 + index,
-        "parameters": {"learningRate": rate, "loraRank": rank},
+        "name": f"rates-{index + 1}", "configuration": index + 1, "created": True, "seed": 42,
+        "gpuSeconds": 900 + index, "parameters": {"learningRate": rate, "loraRank": rank},
     }  # fmt: skip
     if index < 5:
         return trial | {"phase": "Complete", "reason": "Completed", "value": 1.9 - index / 10}
