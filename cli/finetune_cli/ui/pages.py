@@ -18,6 +18,7 @@ from finetune_cli.ui.views.comparison import (
     build_result_context,
     get_key,
     list_choices,
+    preset_choices,
 )
 from finetune_cli.ui.views.run import build_run_context
 from finetune_cli.ui.views.runs import RunFilter, build_runs_context
@@ -66,7 +67,8 @@ class Pages:
         choices = list_choices(runs.value, history.value)
         chosen = request.query_params.getlist("run")
         problems = [*runs.problems, *history.problems]
-        context = {"active": "compare", "choices": list(choices.values()), "chosen": chosen[:2], "comparison": None}
+        preset = preset_choices(chosen, list(choices))
+        context = {"active": "compare", "choices": list(choices.values()), "preset": preset, "comparison": None}
         unknown = [key for key in chosen if key not in choices]
         if len(chosen) == 2 and not unknown:
             try:

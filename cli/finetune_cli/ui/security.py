@@ -41,6 +41,7 @@ _HEADERS = {
 # opens. The page that sets the cookie therefore opens the first page itself.
 _WELCOME = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>finetune</title>
+<link rel="icon" type="image/svg+xml" href="/static/icon.svg">
 <meta http-equiv="refresh" content="0; url=/"></head>
 <body><p><a href="/">Continue to finetune</a></p></body></html>
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Dialog, Page
 from tests.support.ui.ui_process import UiServer
 
 from local_cluster.debian import find_browser
@@ -64,7 +64,7 @@ class Tab:
         )
         return found or ["the page"]
 
-    def _record_dialog(self, dialog: Any) -> None:
+    def _record_dialog(self, dialog: Dialog) -> None:
         self.incidents.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 

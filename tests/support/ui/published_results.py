@@ -20,10 +20,14 @@ fetch("/").then((response) => response.text()).then((text) => { document.title =
 <iframe src="/"></iframe><form action="https://evil.example/"><button>Send</button></form></body></html>"""
 
 
+def _score(loss: float, tokens: int = 20) -> dict[str, float]:
+    return {"lossSum": loss * tokens, "lossTokens": float(tokens)}
+
+
 def make_rows(shift: float, count: int = 60) -> bytes:
     """Return `evaluation.jsonl`; `shift` is how much worse the model is on each row."""
     rows = [
-        RowScores(row=f"sha256:{index:064}", scores={"tuned": {"loss": 1.2 + shift + index % 7 / 10, "tokens": 20.0}})
+        RowScores(row=f"sha256:{index:064}", scores={"tuned": _score(1.2 + shift + index % 7 / 10)})
         for index in range(count)
     ]
     return b"".join(row.model_dump_json(by_alias=True).encode() + b"\n" for row in rows)

@@ -37,6 +37,12 @@ def list_choices(runs: Sequence[Run], history: Sequence[PastRun]) -> dict[str, C
     return {choice.key: choice for choice in choices}
 
 
+def preset_choices(chosen: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return the two runs that the form shows: those that are chosen, and otherwise the newest ones."""
+    known = [key for key in chosen if key in keys][:2]
+    return (known + [key for key in keys if key not in known] + ["", ""])[:2]
+
+
 def get_key(run: Run) -> str:
     """Return the key of a run in the cluster."""
     return f"{run.summary.namespace}/{run.summary.name}"

@@ -24,7 +24,7 @@ def build_run_context(run: Run, losses: EvaluationReport) -> dict[str, Any]:
         "job": run.job,
         "progress": status.progress if status else None,
         "conditions": status.conditions if status else [],
-        "losses": build_loss_chart(losses),
+        "losses": build_loss_chart(losses) if has_curve(losses) else None,
         "losses_are_complete": bool(result),
         "settings": list_settings(run.job.spec),
         "dataset": status.dataset if status else None,
@@ -36,6 +36,11 @@ def build_run_context(run: Run, losses: EvaluationReport) -> dict[str, Any]:
         "is_active": run.summary.phase not in _ENDED,
         "announcement": describe_progress(run),
     }
+
+
+def has_curve(losses: EvaluationReport) -> bool:
+    """Return whether there are enough losses for a chart."""
+    return max(len(losses.training_losses), len(losses.validation_losses)) > 1
 
 
 def list_rows(dataset: DatasetReport | None) -> list[tuple[str, int]]:
