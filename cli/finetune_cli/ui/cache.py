@@ -16,6 +16,8 @@ CacheKey = tuple[str, ...]
 MAX_ENTRIES = 256
 ERROR_SECONDS = 2.0
 """Errors are kept for a short time, so that a page recovers soon."""
+ERROR_FACTOR = 10
+"""An error that took long to appear is kept for this multiple of its time, so that pages do not wait for it again."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class TimedCache(Generic[ValueT]):
     def get(self, key: CacheKey, load: Callable[[], ValueT], seconds: float) -> ValueT:
         """Return the value of a key, which `load` returns at most once in so many seconds.
 
-        Raises the `ClientError` of `load`, which is cached for `ERROR_SECONDS`.
+        Raises the `ClientError` of `load`, which is cached for a shorter time.
         """
         entry = self._find_entry(key)
         with entry.lock:
@@ -62,9 +64,10 @@ class TimedCache(Generic[ValueT]):
             return entry
 
     def _fill(self, entry: _Entry[ValueT], load: Callable[[], ValueT], seconds: float) -> None:
+        start = self._clock()
         try:
             entry.value, entry.error = load(), None
         except ClientError as error:
             entry.value, entry.error = None, error
-            seconds = min(seconds, ERROR_SECONDS)
+            seconds = max(ERROR_SECONDS, ERROR_FACTOR * (self._clock() - start))
         entry.expiry = self._clock() + seconds

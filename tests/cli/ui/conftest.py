@@ -21,7 +21,8 @@ from tests.support.ui.cluster_objects import (
     create_event,
     create_objects,
 )
-from tests.support.ui.published_results import HOSTILE_REPORT, publish
+from tests.support.ui.outside import Outside
+from tests.support.ui.published_results import make_hostile_report, publish
 from tests.support.ui.ui_process import UiServer, run_ui, write_kubeconfig
 
 
@@ -32,17 +33,26 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def digests(s3: S3Server) -> dict[str, str]:
+def outside() -> Iterator[Outside]:
+    """Return a server that no page may reach."""
+    outside = Outside()
+    with outside.run():
+        yield outside
+
+
+@pytest.fixture(scope="session")
+def digests(s3: S3Server, outside: Outside) -> dict[str, str]:
     """Publish the results of three runs, one of them hostile, and of one whose FineTuneJob is gone."""
     root = f"s3://results/{NAMESPACE}"
     metrics = {"evalLoss": 1.42, "accuracy": 0.83}
-    s3.put("s3://results/nightly/champion.json.html", HOSTILE_REPORT)
+    hostile_report = make_hostile_report(outside.origin)
+    s3.put("s3://results/nightly/champion.json.html", hostile_report)
     return {
         "bot-best": publish(s3, f"{root}/bot-best", f"{NAMESPACE}/bot-best", metrics=metrics),
         "bot-second": publish(
             s3, f"{root}/bot-second", f"{NAMESPACE}/bot-second", shift=0.2, metrics={"evalLoss": 1.62}
         ),
-        "hostile": publish(s3, f"{root}/hostile", "<b>team</b>/<script>alert(6)</script>", HOSTILE_REPORT),
+        "hostile": publish(s3, f"{root}/hostile", "<b>team</b>/<script>alert(6)</script>", hostile_report),
         "deleted": publish(s3, f"{root}/deleted", f"{NAMESPACE}/deleted", metrics=metrics),
     }
 

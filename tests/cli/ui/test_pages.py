@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 from tests.support.ui.browser import Tab, open_tab
 from tests.support.ui.cluster_objects import set_live_step
+from tests.support.ui.outside import Outside
 from tests.support.ui.ui_process import UiServer
 
 pytestmark = pytest.mark.browser
@@ -39,10 +40,18 @@ SCREENS = {
 
 
 @pytest.fixture(scope="module")
-def tab(browser: Browser, ui: UiServer) -> Iterator[Tab]:
-    """Return a wide tab."""
+def shared_tab(browser: Browser, ui: UiServer) -> Iterator[Tab]:
+    """Return a wide tab for several tests."""
     with open_tab(browser, ui) as tab:
         yield tab
+
+
+@pytest.fixture
+def tab(shared_tab: Tab) -> Tab:
+    """Return a tab that has not recorded anything yet."""
+    shared_tab.incidents.clear()
+    shared_tab.requests.clear()
+    return shared_tab
 
 
 def run_in_thread(work: Coroutine[None, None, None]) -> None:
@@ -62,7 +71,6 @@ def test_pages_hostile_objects_fit_and_execute_nothing(browser: Browser, ui: UiS
             if path.endswith("no-such-run"):
                 tab.incidents.clear()  # the console shows the status 404
             tab.check()
-        assert "127.0.0.1" in tab.ui.origin
 
 
 def test_pages_dark_scheme_changes_background(browser: Browser, ui: UiServer) -> None:
@@ -79,14 +87,15 @@ def test_runs_filters_select_and_links_open(tab: Tab) -> None:
     page.get_by_role("link", name="Next page").click()
     expect(page.locator("#runs tbody tr")).to_have_count(100)
     page.get_by_label("Phase").select_option("Failed")
-    expect(page.locator("#runs tbody tr")).to_have_count(25)
+    expect(page.locator("#runs tbody tr")).to_have_count(24)
     page.get_by_role("searchbox").fill("base-3b bot-0")
     expect(page.locator("#runs tbody tr")).to_have_count(2)
     assert "phase=Failed" in page.url
     page.reload()
     expect(page.locator("#runs tbody tr")).to_have_count(2)
+    name = page.locator("#runs tbody tr a").first.inner_text()
     page.locator("#runs tbody tr a").first.click()
-    expect(page.locator("h1")).to_have_text("bot-003")
+    expect(page.locator("h1")).to_have_text(name)
     tab.check()
 
 
@@ -134,17 +143,16 @@ def test_compare_two_ticked_runs_shows_paired_change(tab: Tab) -> None:
     tab.check()
 
 
-def test_report_hostile_page_cannot_run_or_load_anything(tab: Tab) -> None:
+def test_report_hostile_page_cannot_run_or_load_anything(tab: Tab, outside: Outside) -> None:
     page = tab.open("/runs/support/hostile/report")
     expect(page.locator("h1")).to_have_text("Hostile report")
+    page.wait_for_timeout(1200)  # the report asks for another page after a second
+    assert page.url.endswith("/runs/support/hostile/report")
+    assert page.title() == ""
     assert [each for each in tab.incidents if each.startswith(("dialog", "error"))] == []
-    sent = [url for url in tab.requests if "evil" in url and not url.startswith(tab.ui.origin)]
-    failed = [each for each in tab.incidents if "evil.example" in each]
-    assert len(failed) >= len(sent)  # the policy has blocked each of them
-    page.wait_for_timeout(1200)
-    assert page.url.endswith("/runs/support/hostile/report")  # the refresh of the report was blocked, too
-    tab.incidents.clear()
-    tab.requests.clear()
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_timeout(200)
+    assert outside.requests == []
 
 
 def test_report_of_schedule_and_result_are_isolated(tab: Tab) -> None:
@@ -153,14 +161,12 @@ def test_report_of_schedule_and_result_are_isolated(tab: Tab) -> None:
         assert response
         assert response.status == 200
         assert response.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
-    expect(tab.page.locator("h1")).to_contain_text("Better than the base model")
-    tab.incidents.clear()
-    tab.requests.clear()
+    expect(tab.page.locator("h1")).to_contain_text("better in some ways than the base model")
 
 
 def test_sweep_and_schedule_show_charts_and_decisions(tab: Tab) -> None:
     page = tab.open("/sweeps/support/rates")
-    assert page.get_by_role("img").count() == 2
+    assert page.locator("svg[role=img]").count() == 2
     assert page.locator("#trials tbody tr th").first.inner_text().startswith("rates-5")
     page = tab.open("/schedules/support/nightly")
     assert page.get_by_role("img", name="Validation loss over runs").count() == 1
@@ -180,6 +186,6 @@ def test_history_lists_result_without_finetunejob(tab: Tab) -> None:
 def test_pages_without_script_refresh_themselves(browser: Browser, ui: UiServer) -> None:
     with open_tab(browser, ui, java_script_enabled=False) as tab:
         page = tab.open("/?phase=Failed")
-        assert page.locator("#runs tbody tr").count() == 25
+        assert page.locator("#runs tbody tr").count() == 24
         assert page.locator("noscript meta[http-equiv=refresh]").count() + page.content().count("refresh") >= 1
         assert page.get_by_role("button", name="Apply").is_visible()

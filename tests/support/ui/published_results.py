@@ -13,11 +13,16 @@ from finetune_trainer.records.evaluation import RowScores
 from finetune_trainer.records.manifest import FileRecord
 from finetune_trainer.reporting.page import render_page
 
-HOSTILE_REPORT = b"""<!DOCTYPE html><html><head><meta http-equiv="refresh" content="1; url=https://evil.example/">
-<link rel="stylesheet" href="https://evil.example/x.css"><script>parent.postMessage(document.cookie, "*"); alert(1);
+_HOSTILE_REPORT = """<!DOCTYPE html><html><head><meta http-equiv="refresh" content="1; url=OUTSIDE/">
+<link rel="stylesheet" href="OUTSIDE/x.css"><script>parent.postMessage(document.cookie, "*"); alert(1);
 fetch("/").then((response) => response.text()).then((text) => { document.title = text; })</script></head>
-<body><h1>Hostile report</h1><img src="https://evil.example/x.png" onerror="alert(2)">
-<iframe src="/"></iframe><form action="https://evil.example/"><button>Send</button></form></body></html>"""
+<body><h1>Hostile report</h1><img src="OUTSIDE/x.png" onerror="alert(2)">
+<iframe src="/"></iframe><form action="OUTSIDE/"><button>Send</button></form></body></html>"""
+
+
+def make_hostile_report(outside: str) -> bytes:
+    """Return a report that tries to run scripts and to reach another server."""
+    return _HOSTILE_REPORT.replace("OUTSIDE", outside).encode()
 
 
 def _score(loss: float, tokens: int = 20) -> dict[str, float]:
