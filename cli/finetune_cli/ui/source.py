@@ -126,13 +126,9 @@ class Source:
 
     def list_history(self) -> Fetched[list[PastRun]]:
         """Return the results below the prefixes, the newest first, at most `MAX_HISTORY` of each."""
-        found, problems = [], []
-        for prefix in self.prefixes:
-            fetched = self._guard(
-                self._cached(("history", prefix), lambda prefix=prefix: self._load_history(prefix), HISTORY_SECONDS), []
-            )
-            found += fetched.value
-            problems += fetched.problems
+        lists = [self._find_results(prefix) for prefix in self.prefixes]
+        found = [past_run for fetched in lists for past_run in fetched.value]
+        problems = [problem for fetched in lists for problem in fetched.problems]
         return Fetched(sorted(found, key=lambda each: each.result.manifest.created_at, reverse=True), problems)
 
     # Details
@@ -212,12 +208,18 @@ class Source:
         if self._namespace:
             return _parse(kind, choose(self._client(self._namespace)).list_bodies())
         client = self._client(None)
+        resource = choose(client)
         try:
-            return _parse(kind, choose(client).list_bodies(all_namespaces=True))
+            return _parse(kind, resource.list_bodies(all_namespaces=True))
         except Forbidden:
-            listed = _parse(kind, choose(client).list_bodies())
-        note = f"You may list {choose(client).plural} of the namespace {client.namespace} only; others are not shown."
-        return Fetched(listed.value, [note, *listed.problems])
+            bodies = resource.list_bodies()
+        note = f"You may list {resource.plural} of the namespace {client.namespace} only; others are not shown."
+        parsed: Fetched[list[KindT]] = _parse(kind, bodies)
+        return Fetched(parsed.value, [note, *parsed.problems])
+
+    def _find_results(self, prefix: str) -> Fetched[list[PastRun]]:
+        load = self._cached(("history", prefix), lambda: self._load_history(prefix), HISTORY_SECONDS)
+        return self._guard(load, [])
 
     def _load_history(self, prefix: str) -> Fetched[list[PastRun]]:
         results = list(islice(self._history_store().find_results(prefix), MAX_HISTORY + 1))
@@ -268,7 +270,8 @@ class Source:
 
 def _parse(kind: type[KindT], bodies: Iterable[Mapping[str, Any]]) -> Fetched[list[KindT]]:
     """Parse objects. One that this version cannot read does not hide the others."""
-    objects, problems = [], []
+    objects: list[KindT] = []
+    problems: list[str] = []
     for body in bodies:
         try:
             objects.append(parse_object(kind, body))

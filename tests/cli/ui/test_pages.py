@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from playwright.sync_api import Browser, expect
+from tests.support.operator.api_server import ADMIN_TOKEN, OPERATOR_TOKEN
+from tests.support.trainer.s3_server import S3Server
 from tests.support.ui.browser import Tab, open_tab
-from tests.support.ui.cluster_objects import set_live_step
+from tests.support.ui.cluster_objects import NAMESPACE, set_live_step
 from tests.support.ui.outside import Outside
-from tests.support.ui.ui_process import UiServer
+from tests.support.ui.ui_process import UiServer, run_ui, write_kubeconfig
+
+from finetune_cli.ui.source import LIST_SECONDS
 
 pytestmark = pytest.mark.browser
 
@@ -189,3 +197,44 @@ def test_pages_without_script_refresh_themselves(browser: Browser, ui: UiServer)
         assert page.locator("#runs tbody tr").count() == 24
         assert page.locator("noscript meta[http-equiv=refresh]").count() + page.content().count("refresh") >= 1
         assert page.get_by_role("button", name="Apply").is_visible()
+
+
+def test_pages_missing_rights_are_one_line_and_history_works(
+    cluster: str, s3: S3Server, digests: dict[str, str], tmp_path: Path
+) -> None:
+    kubeconfig = write_kubeconfig(tmp_path, cluster, OPERATOR_TOKEN)
+    history = f"s3://results/{NAMESPACE}"
+    with run_ui(["--kubeconfig", kubeconfig, "--endpoint", s3.endpoint, "--history", history]) as server:
+        page = read_page(server, "/")
+        assert page.count('class="problem"') == 1
+        assert "finetune-operator-view" in page
+        assert f"{len(digests)} of 4 results" in read_page(server, "/history")
+
+
+def test_pages_many_readers_share_lists_of_the_cluster(ui: UiServer, cluster: str) -> None:
+    start, before = time.monotonic(), count_lists(cluster)
+    with ThreadPoolExecutor(8) as pool:
+        pages = list(pool.map(lambda _: read_page(ui, "/"), range(24)))
+    assert all("200 runs" in page for page in pages)
+    assert count_lists(cluster) - before <= 1 + (time.monotonic() - start) / LIST_SECONDS
+
+
+def count_lists(cluster: str) -> int:
+    """Return how often the FineTuneJobs were listed since the API server was started."""
+    request = Request(f"{cluster}/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
+    with urlopen(request, context=ssl._create_unverified_context()) as response:
+        lines = response.read().decode().splitlines()
+    counted = [
+        line
+        for line in lines
+        if line.startswith("apiserver_request_total{") and 'resource="finetunejobs"' in line and 'verb="LIST"' in line
+    ]
+    assert counted
+    return sum(int(float(line.rpartition(" ")[2])) for line in counted)
+
+
+def read_page(ui: UiServer, path: str) -> str:
+    """Return a page without a browser."""
+    request = Request(ui.origin + path, headers={"Cookie": ui.cookie})
+    with urlopen(request, timeout=30) as response:
+        return str(response.read().decode())
