@@ -59,8 +59,7 @@ class RunFilter:
         """Return the address of the list with other values. Without a page, it is the first one."""
         changed = replace(self, **{"page": 1, **changes})
         defaults = RunFilter()
-        values = {each.name: getattr(changed, each.name) for each in fields(self)}
-        query = {name: value for name, value in values.items() if value != getattr(defaults, name)}
+        query = {name: value for name, value in vars(changed).items() if value != vars(defaults)[name]}
         return f"/?{urlencode(query)}" if query else "/"
 
     @property
@@ -70,7 +69,7 @@ class RunFilter:
 
     def accepts(self, summary: RunSummary) -> bool:
         """Return whether the list shows this run. Each word of the text must occur in a field."""
-        if any(getattr(self, name) not in ("", getattr(summary, name)) for name in _FILTERS):
+        if any(vars(self)[name] not in ("", vars(summary)[name]) for name in _FILTERS):
             return False
         found = " ".join(
             (summary.name, summary.namespace, summary.model_uri, summary.owner, summary.reason, summary.adapter_uri)
@@ -99,7 +98,7 @@ def build_runs_context(runs: Sequence[Run], query: RunFilter) -> dict[str, Any]:
 
 
 def _list_options(runs: Sequence[Run], name: str) -> list[str]:
-    return sorted({value for run in runs if (value := getattr(run.summary, name))})
+    return sorted({value for run in runs if (value := vars(run.summary)[name])})
 
 
 def _count_phases(runs: Sequence[Run]) -> list[tuple[str, int]]:
