@@ -38,15 +38,16 @@ types:
 
 test-fast:
 	@$(RUN) pytest --quiet $(PARALLEL) --dist=worksteal --ignore=tests/chart \
-	  -m "not s3 and not training and not cluster and not gpu and not upgrade"
+	  -m "not s3 and not training and not cluster and not browser and not gpu and not upgrade"
 
 test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for the local cluster
+	@$(LOCAL) browser
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.codegen --check
 	@$(RUN) pytest --quiet $(PARALLEL) tests/chart
 	@OMP_NUM_THREADS=1 $(RUN) pytest $(PARALLEL) --dist=loadfile --no-loadscope-reorder \
-	  -m "(s3 or training) and not cluster and not gpu"
+	  -m "(s3 or training) and not cluster and not browser and not gpu"
 	@# These wait more than they compute, and each process has an API server of its own.
-	@$(RUN) pytest --numprocesses=4 --dist=loadfile -m "cluster and not gpu and not kueue" tests/operator
+	@$(RUN) pytest --numprocesses=4 --dist=loadfile -m "(cluster or browser) and not gpu and not kueue" tests/operator tests/cli/ui
 	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && \
 	  $(RUN) pytest --ignore=tests/operator -m "cluster and not gpu and not kueue"
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from finetune_cli.commands import listing
+from finetune_cli.commands import listing, ui
 from finetune_cli.session import add_command
 
 _HELP = """Fine-tune language models on Kubernetes: write, submit and follow runs, and read their results.
 
 Also works as `kubectl finetune`. Commands use the kubeconfig's current context and namespace, and the S3 credentials
 of this machine."""
-_COMMANDS = (("list", listing.list_runs),)
+_COMMANDS = (
+    ("list", listing.list_runs),
+    ("ui", ui.show_pages),
+)
 
 
 def build_app() -> typer.Typer:

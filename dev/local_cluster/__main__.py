@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from local_cluster import demo, parts, preflight, prepare
+from local_cluster import debian, demo, parts, preflight, prepare
 from local_cluster.cluster import Cluster
 from local_cluster.console import echo
 from local_cluster.errors import UserError
@@ -39,6 +39,7 @@ _CLUSTER_COMMANDS: dict[str, tuple[str, Callable[[str], None]]] = {
 _GLOBAL_COMMANDS: dict[str, tuple[str, Callable[[], None]]] = {
     "images": ("build the images for new clusters", _build_images),
     "tools": ("build what all clusters share: tools and images", prepare.prepare_all),
+    "browser": ("install the browser that the tests of finetune ui drive", debian.install_browser),
     "demo": ("run a complete fine-tuning run in the cluster demo", demo.run_demo),
     "demo-down": ("stop the cluster demo and remove it", demo.remove_demo),
 }

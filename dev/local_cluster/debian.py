@@ -23,6 +23,7 @@ PACKAGES = {
     "openssl": "openssl",
     "unshare": "util-linux",
 }
+BROWSER, BROWSER_PACKAGE = "chromium", "chromium"
 SUITE = "bookworm"
 # Python is for the images; busybox is the pause image, which is also the small image of tests.
 BASE_PACKAGES = "python3,python3-venv,ca-certificates,busybox-static"
@@ -51,6 +52,23 @@ def install_packages(packages: Iterable[str]) -> None:
     with log_step(f"installing packages with apt-get: {' '.join(names)}", log):
         shell.run(["apt-get", "update"], log, env=environment)
         shell.run(["apt-get", "install", "-y", "--no-install-recommends", *names], log, env=environment)
+
+
+def install_browser() -> None:
+    """Install the browser that the tests of `finetune ui` drive, unless it is installed."""
+    if not _is_installed(BROWSER):
+        install_packages([BROWSER_PACKAGE])
+
+
+def find_browser() -> str:
+    """Return the path of the browser. Raises UserError if it is missing."""
+    path = shutil.which(BROWSER)
+    if path is None:
+        raise UserError(
+            f"{BROWSER} is missing: install it with `sudo PYTHONPATH=dev .venv/bin/python -m local_cluster browser`, "
+            "or with your package manager"
+        )
+    return path
 
 
 def bootstrap_root(target: Path) -> None:

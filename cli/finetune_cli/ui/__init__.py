@@ -1,0 +1,1 @@
+"""`finetune ui`: local, read-only pages about runs, schedules, sweeps and results."""
