@@ -82,7 +82,7 @@ def get_program_name() -> str:
 def _run_command(arguments: Sequence[str]) -> int:
     command = get_command(build_app())
     try:
-        status = command.main(arguments or ["--help"], prog_name=get_program_name(), standalone_mode=False)
+        status = command.main(arguments or ["--help"], prog_name=_find_program_name(arguments), standalone_mode=False)
     except typer.TyperException as error:
         known = f" {arguments[0]}" if arguments[0] in dict(_COMMANDS) else ""
         print_error(f"{error.format_message().rstrip('.')}; see `{get_program_name()}{known} --help`")
@@ -94,6 +94,12 @@ def _run_command(arguments: Sequence[str]) -> int:
             raise
         return report_error(error)
     return status if isinstance(status, int) else 0
+
+
+def _find_program_name(arguments: Sequence[str]) -> str:
+    """Return the name for the help. Completion scripts of shells are those of `finetune`, also for the plugin."""
+    is_completion = any(argument.endswith("-completion") for argument in arguments)
+    return "finetune" if is_completion else get_program_name()
 
 
 def _discard_output() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.alias_generators import to_camel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from finetune_cli.errors import CommandError
 from finetune_cli.exit_statuses import EXIT_USAGE
 from finetune_cli.files import create_file
+from finetune_cli.options import ENDPOINT_ENV
 from finetune_cli.session import Session
 
 EXAMPLE_MODEL = "hf://Qwen/Qwen3-0.6B"
@@ -99,7 +101,10 @@ def write_manifest(session: Session, options: InitOptions) -> None:
     """
     from finetune_cli.manifest_text import build_manifest_text
 
-    text = build_manifest_text(options, session.options.namespace, session.options.endpoint)
+    # The variable is the address for this machine, which pods may not reach; only the option is meant for the manifest.
+    endpoint = session.options.endpoint
+    is_from_environment = endpoint == os.environ.get(ENDPOINT_ENV)
+    text = build_manifest_text(options, session.options.namespace, None if is_from_environment else endpoint)
     _check(text)
     if session.terminal.prints_data:
         _print_data(session, text)

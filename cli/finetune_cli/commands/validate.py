@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def validate_files(
     session: Session,
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files, or - for stdin.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="YAML files, or - for stdin.")],
     server: Annotated[
         bool, typer.Option("--server", help="Also ask the API server, which checks policies of the cluster.")
     ] = False,
