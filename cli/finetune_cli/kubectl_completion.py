@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 
-_NO_FILE_COMPLETION = ":4"
+_FILES, _NO_FILES = ":0", ":4"
+"""Directives: whether kubectl completes names of files."""
 
 
 def main() -> None:
@@ -26,6 +28,9 @@ def main() -> None:
         "COMP_WORDS": shlex.join(words),
         "COMP_CWORD": str(len(words) - 1),
     }
-    with suppress(SystemExit):
+    completions = StringIO()
+    with suppress(SystemExit), redirect_stdout(completions):
         get_command(build_app()).main([], prog_name="finetune")
-    sys.stdout.write(f"\n{_NO_FILE_COMPLETION}\n")
+    lines = completions.getvalue().split("\n")
+    names = [line for line in lines if line]
+    sys.stdout.write("\n".join([*names, _NO_FILES if names else _FILES]) + "\n")
