@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from finetune_operator.api import API_VERSION, GROUP, KIND, FineTuneJobSpec
 from finetune_operator.api.schedule import SCHEDULE_KIND, FineTuneScheduleSpec
 from finetune_operator.api.sweep import SWEEP_KIND, FineTuneSweepSpec
 from finetune_operator.api.template import OWNER_NAME_MAX_LENGTH
+from finetune_trainer.config.documents import DocumentError, parse_documents, to_plain
 from finetune_trainer.config.loader import (
     FieldPath,
     describe_invalid_name,
@@ -24,10 +24,8 @@ from finetune_trainer.config.loader import (
     format_line,
     format_problem,
     list_validation_problems,
-    parse_documents,
 )
 from finetune_trainer.contract import JOB_NAME_MAX_LENGTH
-from finetune_trainer.errors import TrainerError
 
 STDIN = "-"
 _MAX_MANIFEST_BYTES = 8 * 2**20
@@ -81,8 +79,8 @@ class Manifest:
 
     def to_body(self) -> dict[str, Any]:
         """Return the document as plain values."""
-        body: dict[str, Any] = json.loads(json.dumps(self.document, default=str))
-        return body
+        body = to_plain(self.document)
+        return body if isinstance(body, dict) else {}
 
 
 def read_manifests(file: str) -> list[Manifest]:
@@ -119,9 +117,11 @@ def find_problems(manifest: Manifest) -> list[str]:
 
 def _parse_manifests(text: str, source: str) -> list[Manifest]:
     try:
-        documents = parse_documents(text, source)
-    except TrainerError as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
+        documents = parse_documents(text)
+        for document in documents:
+            to_plain(document)
+    except DocumentError as error:
+        raise CommandError(f"{source}: {error}", EXIT_USAGE) from None
     manifests = [Manifest(source, document) for document in documents if isinstance(document, CommentedMap)]
     if len(manifests) < max(len(documents), 1):
         what = "a document is not a mapping" if documents else "contains no YAML document"
