@@ -68,7 +68,8 @@ class Manifest:
     @property
     def is_checked(self) -> bool:
         """Whether the document is for this operator. Objects of other groups in the same file are not checked."""
-        return str(self.document.get("apiVersion") or "").startswith(f"{GROUP}/") or self.kind in KINDS
+        is_own_group = str(self.document.get("apiVersion") or "").startswith(f"{GROUP}/")
+        return is_own_group or self.kind in KINDS or not self.kind
 
     def with_name(self, name: str) -> Manifest:
         """Return the manifest with another name of its object."""

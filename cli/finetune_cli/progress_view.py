@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from finetune_operator.api import FineTuneJob
     from finetune_operator.client import Event, RunSummary
 
-_BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=*%#"
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=*%#"
+"""Heights of a sparkline, for terminals with and without Unicode."""
 _MAX_LOSSES = 400
 _SPARKLINE_WIDTH = 40
 _EVENTS_SECONDS = 5.0
@@ -60,7 +60,9 @@ class LiveView:
         from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(console=Console(), refresh_per_second=4, transient=True)
+        console = Console()
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._bars = BARS if "utf" in console.encoding.lower() else PLAIN_BARS
         self._name = name
         self._read_events = read_events
         self._losses: dict[int, float] = {}
@@ -86,7 +88,8 @@ class LiveView:
                 del self._losses[step]
         self._refresh_event()
         losses = [self._losses[step] for step in sorted(self._losses)]
-        self._live.update(render_progress(job, losses, self._last_event))
+        loss = f"loss {draw_sparkline(losses, self._bars)} {losses[-1]:.4g}" if losses else ""
+        self._live.update(render_progress(job, loss, self._last_event))
 
     def _refresh_event(self) -> None:
         """Read the last Event, at most every few seconds. A user who may not read Events sees none."""
@@ -113,7 +116,7 @@ def describe_progress(job: FineTuneJob) -> str:
     return f"{state}: {progress or to_one_line(summary.message, _MESSAGE_CHARS)}".rstrip(": ")
 
 
-def render_progress(job: FineTuneJob, losses: Sequence[float], last_event: str) -> Group:
+def render_progress(job: FineTuneJob, loss: str, last_event: str) -> Group:
     """Return the live view of a run."""
     from rich.console import Group
     from rich.text import Text
@@ -124,8 +127,8 @@ def render_progress(job: FineTuneJob, losses: Sequence[float], last_event: str) 
     state = f"{summary.name}  {summary.phase}  {summary.reason}"
     lines = [Text(to_one_line(state, _MESSAGE_CHARS), style="bold", no_wrap=True, overflow="ellipsis")]
     progress = ", ".join(_list_progress(job, summary))
-    if losses:
-        lines.append(Text(f"loss {draw_sparkline(losses)} {losses[-1]:.4g}", no_wrap=True, overflow="ellipsis"))
+    if loss:
+        lines.append(Text(loss, no_wrap=True, overflow="ellipsis"))
     details = {"": progress, "event": last_event, "message": summary.message}
     lines += [
         Text(to_one_line(f"{name} {text}".strip(), _MESSAGE_CHARS), overflow="fold")
@@ -135,9 +138,8 @@ def render_progress(job: FineTuneJob, losses: Sequence[float], last_event: str) 
     return Group(lines[0], _build_bar(job), *lines[1:])
 
 
-def draw_sparkline(values: Sequence[float], width: int = _SPARKLINE_WIDTH, bars: str | None = None) -> str:
+def draw_sparkline(values: Sequence[float], levels: str = BARS, width: int = _SPARKLINE_WIDTH) -> str:
     """Draw values as bars of eight heights, from the lowest to the highest value. Many values are thinned out."""
-    levels = bars or (_BARS if "utf" in (sys.stdout.encoding or "").lower() else _PLAIN_BARS)
     count = min(len(values), width)
     if not count:
         return ""

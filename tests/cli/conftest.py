@@ -38,8 +38,12 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def namespace(api_server: str, tmp_path: Path, finetune: CommandLine) -> ClientNamespace:
+def namespace(
+    api_server: str, tmp_path: Path, finetune: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> ClientNamespace:
     """Return an empty namespace, which is that of the current context."""
+    # The package reads $KUBECONFIG once, when it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     namespace = ClientNamespace(api_server, tmp_path)
     write_client_kubeconfig(tmp_path / "kubeconfig", api_server, namespace.name, ADMIN_TOKEN)
     return namespace

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
@@ -126,21 +127,32 @@ def test_watch_interrupted_leaves_run_alone_and_says_so(namespace: ClientNamespa
     assert not spec["cancel"]
 
 
+def _read_until(stream: IO[str], text: str) -> str:
+    output = ""
+    while text not in output:
+        char = stream.read(1)
+        assert char, output
+        output += char
+    return output
+
+
 @pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)], ids=["colour", "NO_COLOR"])
 def test_watch_on_terminal_shows_bar_and_losses(namespace: ClientNamespace, no_color: str, colored: bool) -> None:
     namespace.create_job()
     namespace.write_condition("Running", "PodRunning", phase="Running", progress=PROGRESS)
     with subprocess.Popen(
-        ["script", "-qec", f"stty cols 60; {SCRIPTS / 'finetune'} watch bot --timeout 4", "/dev/null"],
+        ["script", "-qec", f"stty cols 60; {SCRIPTS / 'finetune'} watch bot --timeout 50", "/dev/null"],
         stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
         env={**os.environ, "TERM": "xterm-256color", "NO_COLOR": no_color, "PYTHONIOENCODING": "utf-8"},
     ) as process:  # fmt: skip
         assert process.stdout
-        time.sleep(1.5)
+        output = _read_until(process.stdout, "1.25")
         namespace.write_condition("Running", "PodRunning", progress={**PROGRESS, "step": 25, "loss": 1.0})
-        output = process.stdout.read()
+        output += _read_until(process.stdout, "loss █▁ 1")
+        namespace.write_condition("Complete", "Completed", phase="Complete")
+        output += process.stdout.read()
 
-    assert "█▁ 1" in output
+    assert "bot: Complete" in output
     assert "━" in output
     assert ("\x1b[38" in output or "\x1b[3" in output or "\x1b[1;3" in output) == colored
 
