@@ -63,8 +63,9 @@ bench-operator: setup ## compare the operator with that of Kubeflow Trainer on a
 bench-trainer: setup ## compare S3 transfers, start and step time with boto3, s5cmd and plain TRL; 10 minutes
 	@$(RUN) python -m tests.bench.bench_trainer
 
-generate: setup ## generate the CRD, install.yaml and the API reference
+generate: setup ## generate the CRD, install.yaml and the references of API and command line
 	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.codegen
+	@$(RUN) python -m finetune_cli.reference
 
 image: setup ## build both images, for local clusters
 	@$(LOCAL) images

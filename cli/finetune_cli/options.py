@@ -1,13 +1,13 @@
-"""Options that every command has."""
+"""Options of commands. A group of options is a dataclass whose fields are annotated as typer's parameters."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,8 @@ class OutputFormat(StrEnum):
     YAML = "yaml"
 
 
-_PANEL = "Cluster and output"
+ENDPOINT_ENV = "FINETUNE_S3_ENDPOINT"
+"""Variable with the address of the S3 store as this machine reaches it."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +30,31 @@ class Options:
 
     namespace: Annotated[
         str | None,
-        typer.Option("--namespace", "-n", help="Namespace; by default that of the context.", rich_help_panel=_PANEL),
+        typer.Option("--namespace", "-n", help="Namespace; by default that of the context."),
     ] = None
-    context: Annotated[
-        str | None, typer.Option(help="Context of the kubeconfig; by default the current one.", rich_help_panel=_PANEL)
-    ] = None
-    kubeconfig: Annotated[
-        Path | None, typer.Option(help="The kubeconfig file; by default $KUBECONFIG.", rich_help_panel=_PANEL)
-    ] = None
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig; by default the current one.")] = None
+    kubeconfig: Annotated[Path | None, typer.Option(help="The kubeconfig file; by default $KUBECONFIG.")] = None
     endpoint: Annotated[
         str | None,
         typer.Option(
-            envvar="FINETUNE_S3_ENDPOINT",
+            envvar=ENDPOINT_ENV,
             help="Address of the S3 store as this machine reaches it; by default storage.endpoint of the run.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
-    output: Annotated[
-        OutputFormat, typer.Option("--output", "-o", help="Format of the output.", rich_help_panel=_PANEL)
-    ] = OutputFormat.TABLE
+    output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Format of the output.")] = OutputFormat.TABLE
 
 
-def build_parameters() -> list[inspect.Parameter]:
-    """Return the options as parameters of a function."""
-    annotations = inspect.get_annotations(Options, eval_str=True)
+def build_parameters(group: type[Any] = Options) -> list[inspect.Parameter]:
+    """Return the options of a group as parameters of a function."""
+    annotations = inspect.get_annotations(group, eval_str=True)
     return [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotations[option.name]
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=annotations[option.name],
         )
-        for option in fields(Options)
+        for option in fields(group)
     ]
 
 

@@ -30,13 +30,19 @@ _PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstruct
 def read_documents(path: Path) -> list[Any]:
     """Return the documents of a file with their line numbers, without empty ones. Raises `DocumentError`."""
     try:
-        yaml = YAML(typ="rt")
-        yaml.Constructor = _PlainConstructor
-        return [document for document in yaml.load_all(path.read_text(encoding="utf-8")) if document is not None]
+        return parse_documents(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DocumentError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DocumentError("is not UTF-8 text") from error
+
+
+def parse_documents(text: str) -> list[Any]:
+    """Return the documents of a text with their line numbers, without empty ones. Raises `DocumentError`."""
+    yaml = YAML(typ="rt")
+    yaml.Constructor = _PlainConstructor
+    try:
+        return [document for document in yaml.load_all(text) if document is not None]
     except YAMLError as error:
         raise DocumentError(_describe_yaml_error(error)) from error
 

@@ -36,9 +36,10 @@ KIND = "FineTuneJob"
 OWNER_KINDS = ("FineTuneSchedule", "FineTuneSweep")
 """Kinds whose objects have a template of FineTuneJobs."""
 
-_FieldPath = tuple[str | int, ...]
-_RUN_SPEC: _FieldPath = ("spec",)
-_OWNER_TEMPLATE: _FieldPath = ("spec", "template", "spec")
+FieldPath = tuple[str | int, ...]
+"""Names of fields and indices of items, from the root of a manifest."""
+_RUN_SPEC: FieldPath = ("spec",)
+_OWNER_TEMPLATE: FieldPath = ("spec", "template", "spec")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _CLEARER_MESSAGES = {
     "extra_forbidden": "there is no such field",
@@ -63,23 +64,23 @@ def load_template(path: Path) -> TrainerConfig:
     return _load_document(path, _read_template(path), _OWNER_TEMPLATE if read_owner(path) else _RUN_SPEC)
 
 
-def _load_document(path: Path, document: CommentedMap, section: _FieldPath = _RUN_SPEC) -> TrainerConfig:
+def _load_document(path: Path, document: CommentedMap, section: FieldPath = _RUN_SPEC) -> TrainerConfig:
     """Validate the FineTuneJob of a file. `section` is the path of its spec in the file."""
     _resolve_local_paths(document["spec"])
     problems = [
-        _format_problem(field_path, problem) + _format_line(document, field_path)
+        format_problem(field_path, problem) + format_line(document, field_path)
         for field_path, problem in _find_invalid_names(document["metadata"])
     ]
     try:
         config = TrainerConfig.from_manifest({**document, "metadata": {}} if problems else document)
     except ValidationError as error:
         problems += [
-            _format_problem((*section, *field_path), problem) + _format_line(document, ("spec", *field_path))
-            for field_path, problem in _list_validation_problems(error)
+            format_problem((*section, *field_path), problem) + format_line(document, ("spec", *field_path))
+            for field_path, problem in list_validation_problems(error)
         ]
         raise _config_invalid_error(str(path), problems) from error
     all_problems = problems + [
-        _format_problem((*section, *field_path), problem) + _format_line(document, ("spec", *field_path))
+        format_problem((*section, *field_path), problem) + format_line(document, ("spec", *field_path))
         for field_path, problem in find_broken_rules(config)
     ]
     if all_problems:
@@ -153,32 +154,29 @@ def load_from_environment() -> TrainerConfig:
     except ValidationError as error:
         raise _config_invalid_error(
             CONFIG_ENV,
-            [
-                _format_problem(("spec", *field_path), problem)
-                for field_path, problem in _list_validation_problems(error)
-            ],
+            [format_problem(("spec", *field_path), problem) for field_path, problem in list_validation_problems(error)],
         ) from error
-    problems = [_format_problem(("spec", *field_path), problem) for field_path, problem in find_broken_rules(config)]
+    problems = [format_problem(("spec", *field_path), problem) for field_path, problem in find_broken_rules(config)]
     if problems:
         raise _config_invalid_error(CONFIG_ENV, problems)
     return config
 
 
-def parse_section(kind: type[ModelT], section: object, path: _FieldPath) -> ModelT:
+def parse_section(kind: type[ModelT], section: object, path: FieldPath) -> ModelT:
     """Parse a part of a manifest from plain values. Raises `CONFIG_INVALID` with one line per mistake."""
     try:
-        model, problems = kind.model_validate(section), list[tuple[_FieldPath, str]]()
+        model, problems = kind.model_validate(section), list[tuple[FieldPath, str]]()
     except ValidationError as error:
-        model, problems = None, list(_list_validation_problems(error))
+        model, problems = None, list(list_validation_problems(error))
     if model:
         problems = list(find_broken_rules(model))
     if problems or model is None:
-        lines = [_format_problem((*path, *field_path), problem) for field_path, problem in problems]
+        lines = [format_problem((*path, *field_path), problem) for field_path, problem in problems]
         raise _config_invalid_error("the manifest is not valid", lines)
     return model
 
 
-def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple[_FieldPath, str]]:
+def find_broken_rules(model: BaseModel, path: FieldPath = ()) -> Iterator[tuple[FieldPath, str]]:
     """Yield path and message of each CEL rule that the model, or a model inside it, violates, and of repeated items."""
     document = model.model_dump(mode="json", by_alias=True, exclude_none=True)
     for rule in _get_cel_rules(type(model)):
@@ -192,7 +190,7 @@ def find_broken_rules(model: BaseModel, path: _FieldPath = ()) -> Iterator[tuple
         yield from _find_broken_rules_below(value, field_path)
 
 
-def _find_repeated_items(field: FieldInfo, value: object, path: _FieldPath) -> Iterator[tuple[_FieldPath, str]]:
+def _find_repeated_items(field: FieldInfo, value: object, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
     """Yield a message for each repeated item of a list whose items must differ, as a whole or in a key."""
     extra = field.json_schema_extra
     if not isinstance(value, list) or not isinstance(extra, dict) or "x-kubernetes-list-type" not in extra:
@@ -217,7 +215,7 @@ def _get_cel_rules(model: type[BaseModel]) -> list[dict[str, str]]:
     return rules or []
 
 
-def _find_broken_rules_below(value: object, path: _FieldPath) -> Iterator[tuple[_FieldPath, str]]:
+def _find_broken_rules_below(value: object, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
     if isinstance(value, BaseModel):
         yield from find_broken_rules(value, path)
     elif isinstance(value, list):
@@ -278,15 +276,16 @@ def _check_job_document(path: Path, document: object) -> CommentedMap:
     return document
 
 
-def _find_invalid_names(metadata: CommentedMap) -> Iterator[tuple[_FieldPath, str]]:
+def _find_invalid_names(metadata: CommentedMap) -> Iterator[tuple[FieldPath, str]]:
     if "name" not in metadata:
         yield ("metadata", "name"), "this field is required: set a name; generateName works only in the API server"
     for field, (owner, max_length) in _METADATA_NAMES.items():
-        if field in metadata and (problem := _describe_invalid_name(metadata[field], owner, max_length)):
+        if field in metadata and (problem := describe_invalid_name(metadata[field], owner, max_length)):
             yield ("metadata", field), problem
 
 
-def _describe_invalid_name(name: object, owner: str, max_length: int) -> str | None:
+def describe_invalid_name(name: object, owner: str, max_length: int) -> str | None:
+    """Return what is wrong with the name of an object, or None. `owner` is what it names."""
     if not isinstance(name, str):
         return (_TEXT_REQUIRED if isinstance(name, int | float | None) else "text is required") + _format_value(name)
     if len(name) <= max_length and re.fullmatch(DNS_LABEL_PATTERN, name):
@@ -297,7 +296,8 @@ def _describe_invalid_name(name: object, owner: str, max_length: int) -> str | N
     )
 
 
-def _list_validation_problems(error: ValidationError) -> Iterator[tuple[_FieldPath, str]]:
+def list_validation_problems(error: ValidationError) -> Iterator[tuple[FieldPath, str]]:
+    """Yield path and message of each mistake that pydantic has found."""
     for detail in error.errors(include_url=False):
         if detail["type"] in _CLEARER_MESSAGES:
             yield detail["loc"], _CLEARER_MESSAGES[detail["type"]]
@@ -314,12 +314,13 @@ def _format_value(value: object) -> str:
     return f" (it is {text})" if len(text) <= 80 else ""
 
 
-def _format_problem(path: _FieldPath, message: str) -> str:
+def format_problem(path: FieldPath, message: str) -> str:
+    """Return one line about a field."""
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return f"{name.removeprefix('.')}: {message}"
 
 
-def _format_line(document: CommentedMap, path: _FieldPath) -> str:
+def format_line(document: CommentedMap, path: FieldPath) -> str:
     """Format the line of the innermost part of the path that is in the file."""
     node: Any = document
     line: int | None = None
