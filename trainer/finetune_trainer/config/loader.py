@@ -22,6 +22,7 @@ from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 
+from finetune_trainer.config.manifest_text import read_manifest_text
 from finetune_trainer.contract import (
     CONFIG_ENV,
     DNS_LABEL_PATTERN,
@@ -272,7 +273,7 @@ def _read_document(path: Path) -> object:
     try:
         yaml = YAML(typ="rt")
         yaml.Constructor = _PlainConstructor
-        documents = [document for document in yaml.load_all(path.read_text()) if document is not None]
+        documents = [document for document in yaml.load_all(read_manifest_text(path)) if document is not None]
     except OSError as error:
         raise _config_invalid_error(str(path), [f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
