@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line."""
-    from finetune_cli.app import build_app
+    from finetune_cli.app import run
+    from finetune_cli.errors import print_bug
 
-    build_app()()
+    sys.excepthook = print_bug
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-import typer
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
-from finetune_cli.commands import listing
+import typer
+from typer.main import get_command
+
+from finetune_cli.commands import (
+    chat,
+    doctor,
+    listing,
+    plan,
+    promotion,
+    schedule,
+    sweep,
+)
+from finetune_cli.errors import is_expected, print_error, report_error
+from finetune_cli.exit_statuses import EXIT_FAILURE, EXIT_INTERRUPTED
 from finetune_cli.session import add_command
 
 _HELP = """Fine-tune language models on Kubernetes: write, submit and follow runs, and read their results.
 
 Also works as `kubectl finetune`. Commands use the kubeconfig's current context and namespace, and the S3 credentials
 of this machine."""
-_COMMANDS = (("list", listing.list_runs),)
+_COMMANDS = (
+    ("list", listing.list_runs),
+    ("plan", plan.plan_run),
+    ("chat", chat.chat_with_result),
+    ("sweep", sweep.show_sweep),
+    ("schedule", schedule.show_schedule),
+    ("promote", promotion.promote_run),
+    ("rollback", promotion.roll_back),
+    ("doctor", doctor.examine_cluster),
+)
+_PLUGIN_NAME = "kubectl-finetune"
 
 
 def build_app() -> typer.Typer:
@@ -19,7 +46,6 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="finetune",
         help=_HELP,
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -29,5 +55,55 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _begin() -> None:
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status. Errors that are no bugs are printed, each on one line."""
+    try:
+        status = _run_command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return EXIT_FAILURE
+    return status
+
+
+def get_program_name() -> str:
+    """Return the name that the user has called: `finetune` or `kubectl finetune`."""
+    return "kubectl finetune" if Path(sys.argv[0]).name == _PLUGIN_NAME else "finetune"
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    command = get_command(build_app())
+    try:
+        status = command.main(arguments or ["--help"], prog_name=get_program_name(), standalone_mode=False)
+    except typer.TyperException as error:
+        known = f" {arguments[0]}" if arguments[0] in dict(_COMMANDS) else ""
+        print_error(f"{error.format_message().rstrip('.')}; see `{get_program_name()}{known} --help`")
+        return error.exit_code
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        return report_error(error)
+    return status if isinstance(status, int) else 0
+
+
+def _discard_output() -> None:
+    """Discard what is still to be written, so that the interpreter does not complain about it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_version(is_set: bool) -> None:
+    if is_set:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"{version('finetune-operator')}\n")
+        raise typer.Exit
+
+
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Make the application one of several commands, also while it has a single one."""

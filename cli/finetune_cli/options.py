@@ -1,13 +1,13 @@
-"""Options that every command has."""
+"""Options of commands. A group of options is a dataclass whose fields are annotated as typer's parameters."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,14 +50,17 @@ class Options:
     ] = OutputFormat.TABLE
 
 
-def build_parameters() -> list[inspect.Parameter]:
-    """Return the options as parameters of a function."""
-    annotations = inspect.get_annotations(Options, eval_str=True)
+def build_parameters(group: type[Any] = Options) -> list[inspect.Parameter]:
+    """Return the options of a group as parameters of a function."""
+    annotations = inspect.get_annotations(group, eval_str=True)
     return [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotations[option.name]
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=annotations[option.name],
         )
-        for option in fields(Options)
+        for option in fields(group)
     ]
 
 

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from finetune_cli.errors import CommandError
+from finetune_cli.exit_statuses import EXIT_FAILURE, EXIT_USAGE
 from finetune_cli.options import CommandFunction, Options, build_parameters
 from finetune_cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from finetune_operator.client import Client
 
-EXIT_FAILURE = 1
-"""Exit status of a run that has failed, and of every error."""
-EXIT_USAGE = 2
-"""Exit status of wrong arguments and invalid manifests."""
-
-
-class CommandError(Exception):
-    """An error of a command. The message is complete and is printed as it is."""
-
-    def __init__(self, message: str, exit_status: int = EXIT_FAILURE) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
+__all__ = ["EXIT_FAILURE", "EXIT_USAGE", "CommandError", "Session", "add_command"]
 
 
 class Session:
@@ -50,49 +40,45 @@ class Session:
             endpoint=self.options.endpoint,
         )
 
+    def in_namespace(self, namespace: str | None) -> Session:
+        """Return the session for the namespace that a manifest names, unless `--namespace` is set."""
+        if self.options.namespace or not namespace:
+            return self
+        return Session(replace(self.options, namespace=namespace))
+
 
 def add_command(app: typer.Typer, name: str, function: CommandFunction) -> None:
     """Add a command whose function has a `Session` as its first parameter. The others are its own options.
 
-    The options of `Options` are added to it.
+    The options of `Options` are added to it. A parameter whose type is a dataclass is a group of options: its fields
+    are added in its place.
     """
-    own_parameters = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    shared_parameters = build_parameters()
-    shared_names = {parameter.name for parameter in shared_parameters}
+    groups, parameters = _split_parameters(function)
 
     @functools.wraps(function)
-    def run(**arguments: object) -> None:
-        shared = {key: value for key, value in arguments.items() if key in shared_names}
-        own = {key: value for key, value in arguments.items() if key not in shared_names}
-        session = Session(Options(**shared))  # type: ignore[arg-type]  # the application has converted them
-        with _report_errors(session.terminal):
-            function(session, **own)
+    def run(**arguments: Any) -> None:
+        session = Session(_take_group(Options, arguments))
+        own = {name: _take_group(group, arguments) for name, group in groups.items()}
+        function(session, **own, **arguments)
 
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own_parameters, *shared_parameters)
-    ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command(name)(run)
 
 
-@contextmanager
-def _report_errors(terminal: Terminal) -> Iterator[None]:
-    """Print an error as one line, and end with its exit status."""
-    try:
-        yield
-    except CommandError as error:
-        terminal.print_error(str(error))
-        raise typer.Exit(error.exit_status) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except Exception as error:
-        # The client takes half a second to import, and it is imported if it has raised an error.
-        from finetune_operator.client.errors import ClientError, InvalidManifest
-        from finetune_trainer.errors import TrainerError
+def _split_parameters(function: CommandFunction) -> tuple[dict[str, type[Any]], list[inspect.Parameter]]:
+    """Return the groups of options by the name of their parameter, and all options as parameters."""
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    groups = {parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)}
+    parameters = [
+        option
+        for parameter in own
+        for option in (build_parameters(groups[parameter.name]) if parameter.name in groups else [parameter])
+    ]
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    return groups, [*keyword_only, *build_parameters()]
 
-        if not isinstance(error, (ClientError, TrainerError)):
-            raise
-        terminal.print_error(str(error))
-        exit_status = EXIT_USAGE if isinstance(error, InvalidManifest) else EXIT_FAILURE
-        raise typer.Exit(exit_status) from None
+
+def _take_group(group: type[Any], arguments: dict[str, Any]) -> Any:
+    """Remove the options of a group from the arguments, and return the group."""
+    return group(**{option.name: arguments.pop(option.name) for option in fields(group)})

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from socket import socket
 from typing import Any
 
 from kubernetes.client import ApiException, BatchV1Api, CoreV1Api
@@ -213,7 +214,7 @@ class ToolPods:
             time.sleep(_POLL_SECONDS)
         return end
 
-    def open_port(self, name: str, port: int) -> Any:
+    def open_port(self, name: str, port: int) -> socket:
         """Return a socket that is connected to a port of the pod."""
         from kubernetes.stream import portforward
 
@@ -223,7 +224,7 @@ class ToolPods:
             )
         except ApiException as error:
             raise _describe_stream_error(error, self.namespace) from None
-        connection = forward.socket(port)
+        connection: socket = forward.socket(port)
         connection.setblocking(True)
         return connection
 
