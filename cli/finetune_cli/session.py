@@ -6,7 +6,7 @@ import functools
 import inspect
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -16,7 +16,11 @@ from finetune_cli.options import CommandFunction, Options, build_parameters
 from finetune_cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from finetune_operator.client import Client
+
+GroupT = TypeVar("GroupT", bound="DataclassInstance")
 
 __all__ = ["EXIT_FAILURE", "EXIT_USAGE", "CommandError", "Session", "add_command"]
 
@@ -33,6 +37,7 @@ class Session:
         """The client of the cluster. The first access imports it and reads the kubeconfig."""
         from finetune_operator.client import Client
 
+        _silence_transport()
         return Client(
             self.options.namespace,
             context=self.options.context,
@@ -45,6 +50,17 @@ class Session:
         if self.options.namespace or not namespace:
             return self
         return Session(replace(self.options, namespace=namespace))
+
+
+def _silence_transport() -> None:
+    """Keep urllib3 from writing to stderr: errors are reported once, and the kubeconfig decides about TLS."""
+    import logging
+    import warnings
+
+    from urllib3.exceptions import InsecureRequestWarning
+
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=InsecureRequestWarning)
 
 
 def add_command(app: typer.Typer, name: str, function: CommandFunction) -> None:
@@ -79,6 +95,6 @@ def _split_parameters(function: CommandFunction) -> tuple[dict[str, type[Any]], 
     return groups, [*keyword_only, *build_parameters()]
 
 
-def _take_group(group: type[Any], arguments: dict[str, Any]) -> Any:
+def _take_group(group: type[GroupT], arguments: dict[str, Any]) -> GroupT:
     """Remove the options of a group from the arguments, and return the group."""
     return group(**{option.name: arguments.pop(option.name) for option in fields(group)})

@@ -38,6 +38,10 @@ class Terminal:
         """Print a line of a result, with invisible characters made visible."""
         sys.stdout.write(_make_encodable(escape_invisible(text)) + "\n")
 
+    def flush(self) -> None:
+        """Write what is buffered, so that a reader sees it at once."""
+        sys.stdout.flush()
+
     def print_text(self, text: str) -> None:
         """Print a text of several lines, such as a file, as it is."""
         sys.stdout.write(text)

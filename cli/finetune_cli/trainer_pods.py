@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from finetune_cli.errors import CommandError
 
 if TYPE_CHECKING:
     from finetune_cli.session import Session
-    from finetune_operator.api.spec import RunSpec
+    from finetune_operator.api import FineTuneJob
     from finetune_operator.client.tool_pods import ToolPods
 
 STARTUP_SECONDS = 900
@@ -27,14 +31,15 @@ class PodRequest:
 
     purpose: str
     arguments: Sequence[str]
-    spec: RunSpec
-    labels: Mapping[str, str]
-    manifest: str
+    job: FineTuneJob
+    """The run, which may not exist yet."""
+    document: Mapping[str, Any]
+    """The manifest of the command."""
     deadline_seconds: int
+    text: str | None = None
+    """The manifest as the user has written it, so that messages name its lines."""
     image: str | None = None
     gpus: int = 0
-    run: str | None = None
-    """Name of the run whose Job has the image."""
 
 
 def is_trainer_installed() -> bool:
@@ -56,12 +61,49 @@ def run_pod(session: Session, request: PodRequest) -> Iterator[tuple[ToolPods, s
     from finetune_operator.client.tool_pods import ToolPod, ToolPods, build_tool_pod
 
     pods = ToolPods(session.client.core, session.client.namespace)
-    image = request.image or request.spec.compute.image or pods.find_image(request.run)
-    tool = ToolPod(request.purpose, request.arguments, image, request.manifest, request.deadline_seconds, request.gpus)
+    template = pods.find_job(request.job.metadata.name)
+    image = request.image or request.job.spec.compute.image or _read_image(template, pods.namespace)
+    job, manifest = _complete(session, request, template)
+    tool = ToolPod(request.purpose, request.arguments, image, manifest, request.deadline_seconds, request.gpus)
     session.terminal.print_note(f"starts a pod of {image} in namespace {pods.namespace}")
-    with raise_on_sigterm(), pods.start(build_tool_pod(request.spec, request.labels, tool)) as name:
+    with raise_on_sigterm(), pods.start(build_tool_pod(job.spec, job.metadata.labels, tool)) as name:
         pods.wait_for_start(name, STARTUP_SECONDS, session.terminal.print_note)
         yield pods, name
+
+
+def get_run_section(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec of a FineTuneJob, or that of the template of another kind."""
+    spec: dict[str, Any] = document["spec"]
+    section: dict[str, Any] = spec["template"]["spec"] if "template" in spec else spec
+    return section
+
+
+def _read_image(template: Mapping[str, Any] | None, namespace: str) -> str:
+    from finetune_operator.client.installation_defaults import find_trainer
+
+    if template is None:
+        message = f"there is no Job of a run in namespace {namespace} to take the trainer image from"
+        raise CommandError(f"{message}: name it with --image")
+    return str(find_trainer(template["spec"]["template"]["spec"])["image"])
+
+
+def _complete(session: Session, request: PodRequest, template: Mapping[str, Any] | None) -> tuple[FineTuneJob, str]:
+    """Return the run with the defaults of the installation, and the text of its manifest with them."""
+    from finetune_operator.api.labels import JOB_LABEL
+    from finetune_operator.client.errors import ObjectNotFound
+    from finetune_operator.client.installation_defaults import read_defaults
+    from finetune_operator.policy.defaults import apply_defaults
+
+    completed = request.job
+    if template is not None:
+        with suppress(ObjectNotFound):  # the Job is being deleted
+            owner = session.client.jobs.get(template["metadata"]["labels"][JOB_LABEL])
+            completed = apply_defaults(request.job, read_defaults(dict(template), owner))
+    if completed.spec.storage == request.job.spec.storage and request.text is not None:
+        return completed, request.text
+    document = copy.deepcopy(dict(request.document))
+    get_run_section(document)["storage"] = completed.spec.storage.to_json()
+    return completed, json.dumps(document, default=str)
 
 
 @contextmanager

@@ -69,9 +69,9 @@ def chat_with_result(
         phase = job.status.phase if job.status else None
         raise CommandError(f"run {name} has no result to talk to: its phase is {phase or 'Pending'}")
     arguments = ["chat-server", "--adapter", result.adapter_uri, "--max-new-tokens", str(options.max_tokens)]
-    manifest = json.dumps(_build_manifest(session.client.jobs.get_body(name)))
+    document = _build_manifest(session.client.jobs.get_body(name))
     serve = _serve_here if options.local else _serve_in_pod
-    with raise_on_sigterm(), serve(session, job, _Server(arguments, manifest, options)) as client:
+    with raise_on_sigterm(), serve(session, job, _Server(arguments, document, options)) as client:
         models = [TUNED, BASE] if options.base else [TUNED]
         conversation = Conversation(client, models, options.max_tokens, options.system)
         _Talk(session, conversation, started_at).run(options.prompt)
@@ -82,7 +82,7 @@ class _Server:
     """The command of the server, the manifest that it reads, and the options of the user."""
 
     arguments: list[str]
-    manifest: str
+    document: dict[str, Any]
     options: ChatOptions
 
 
@@ -97,13 +97,11 @@ def _serve_in_pod(session: Session, job: FineTuneJob, server: _Server) -> Iterat
     request = PodRequest(
         purpose="chat",
         arguments=[*server.arguments, "--port", str(_PORT)],
-        spec=job.spec,
-        labels=job.metadata.labels,
-        manifest=server.manifest,
+        job=job,
+        document=server.document,
         deadline_seconds=_DEADLINE_SECONDS,
         image=options.image,
         gpus=min(compute.gpus_per_node, 1) if options.gpus is None else options.gpus,
-        run=job.metadata.name,
     )
     with run_pod(session, request) as (pods, name):
         port = wait_for_port(pods.follow_log(name), session.terminal.print_note)
@@ -119,7 +117,7 @@ def _serve_here(session: Session, job: FineTuneJob, server: _Server) -> Iterator
     with tempfile.TemporaryDirectory(prefix="finetune-chat-", ignore_cleanup_errors=True) as folder:
         arguments = [*server.arguments, "--port", "0", "--work-dir", folder]
         command = build_trainer_command(*arguments, *(["--endpoint", endpoint] if endpoint else []))
-        environment = {**os.environ, "FINETUNE_MANIFEST": server.manifest}
+        environment = {**os.environ, "FINETUNE_MANIFEST": json.dumps(server.document)}
         process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         )

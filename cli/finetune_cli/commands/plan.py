@@ -17,10 +17,16 @@ from finetune_cli.errors import CommandError
 from finetune_cli.exit_statuses import EXIT_USAGE
 from finetune_cli.options import OutputFormat
 from finetune_cli.session import Session
-from finetune_cli.trainer_pods import PodRequest, build_trainer_command, is_trainer_installed, run_pod
+from finetune_cli.trainer_pods import (
+    PodRequest,
+    build_trainer_command,
+    get_run_section,
+    is_trainer_installed,
+    run_pod,
+)
 
 if TYPE_CHECKING:
-    from finetune_operator.api.spec import RunSpec
+    from finetune_operator.api import FineTuneJob
 
 _DEADLINE_SECONDS = 6 * 3600
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")
@@ -96,9 +102,9 @@ def _plan_in_pod(session: Session, file: Path, arguments: list[str], image: str 
     request = PodRequest(
         purpose="plan",
         arguments=["plan", *arguments],
-        spec=read_run_spec(file, document),
-        labels=metadata.get("labels") or {},
-        manifest=file.read_text(encoding="utf-8"),
+        job=_read_run(file, document, session.client.namespace),
+        document=document,
+        text=file.read_text(encoding="utf-8"),
         deadline_seconds=_DEADLINE_SECONDS,
         image=image,
     )
@@ -123,36 +129,24 @@ def load_document(file: Path) -> dict[str, Any]:
     return document
 
 
-def read_run_spec(file: Path, document: dict[str, Any]) -> RunSpec:
-    """Return the spec of a run of the manifest. Raises `CommandError` if a pod cannot plan it."""
+def _read_run(file: Path, document: dict[str, Any], namespace: str) -> FineTuneJob:
+    """Return a run of the manifest. Raises `CommandError` if a pod cannot plan it."""
     from pydantic import ValidationError
 
-    from finetune_operator.api.spec import RunSpec
+    from finetune_operator.api import FineTuneJob
     from finetune_operator.resources.volumes import list_data_sources
 
-    spec = get_run_section(document)
-    known = {key: value for key, value in spec.items() if key in _list_field_names(RunSpec)}
+    metadata = {**document["metadata"], "namespace": namespace, "uid": ""}
     try:
-        run_spec = RunSpec.model_validate(known)
+        job = FineTuneJob.model_validate({"metadata": metadata, "spec": get_run_section(document)})
     except ValidationError as error:
         detail = error.errors()[0]
-        raise CommandError(f"{file}: spec.{'.'.join(map(str, detail['loc']))}: {detail['msg']}", EXIT_USAGE) from None
-    uris = [run_spec.model.uri, *(source.uri for source in list_data_sources(run_spec))]
+        raise CommandError(f"{file}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}", EXIT_USAGE) from None
+    uris = [job.spec.model.uri, *(source.uri for source in list_data_sources(job.spec))]
     local = [uri for uri in uris if "://" not in uri or uri.startswith(_LOCAL_SCHEME)]
     if local:
         raise CommandError(f"{local[0]} is on this machine, which a pod cannot read: use --local", EXIT_USAGE)
-    return run_spec
-
-
-def get_run_section(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of a FineTuneJob, or that of the template of another kind."""
-    spec: dict[str, Any] = document["spec"]
-    section: dict[str, Any] = spec["template"]["spec"] if "template" in spec else spec
-    return section
-
-
-def _list_field_names(kind: type[RunSpec]) -> set[str]:
-    return {field.alias or name for name, field in kind.model_fields.items()}
+    return job
 
 
 def _replace_endpoint(document: dict[str, Any], endpoint: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _wait_for_champion(session: Session, schedule: FineTuneSchedule, run: str, t
     while time.monotonic() < deadline:
         status = _read_status(session, name)
         if (status.observed_generation or 0) >= generation:
-            _raise_failure(name, run, status)
+            _raise_failure(name, run, status, generation)
             if status.promoting is None and status.champion and status.champion.run == run:
                 return
         time.sleep(_POLL_SECONDS)
@@ -118,10 +118,10 @@ def _wait_for_champion(session: Session, schedule: FineTuneSchedule, run: str, t
     raise CommandError(message, EXIT_TIMEOUT)
 
 
-def _raise_failure(name: str, run: str, status: FineTuneScheduleStatus) -> None:
+def _raise_failure(name: str, run: str, status: FineTuneScheduleStatus, generation: int) -> None:
     stalled = views.find_condition(status.conditions, "Stalled")
     if stalled and stalled.status == "True":
         raise CommandError(f"schedule {name}: {run} is not promoted: {stalled.reason}: {stalled.message}")
     promoting = status.promoting
-    if promoting and promoting.champion.run == run and promoting.failure:
+    if promoting and promoting.champion.run == run and promoting.failure and promoting.generation >= generation:
         raise CommandError(f"schedule {name}: the alias is not written: {promoting.failure}: {promoting.message}")

@@ -27,7 +27,7 @@ from finetune_operator.api.labels import (
 from finetune_operator.api.objects import Body
 from finetune_operator.api.spec import GROUP, RunSpec
 from finetune_operator.client.api_errors import translate_api_errors
-from finetune_operator.client.errors import ClientError, Forbidden, ObjectNotFound, WaitTimeout
+from finetune_operator.client.errors import ClientError, Forbidden, WaitTimeout
 from finetune_operator.resources import security, volumes
 from finetune_operator.resources.config_variables import build_config_variables
 from finetune_trainer.contract import MANIFEST_ENV
@@ -142,25 +142,18 @@ class ToolPods:
         self.namespace = namespace
         self._batch = BatchV1Api(core.api_client)
 
-    def find_image(self, run: str | None = None) -> str:
-        """Return the trainer image of a run's Job, or else that of the newest Job of a run in the namespace.
-
-        Raises `ObjectNotFound` if there is no Job.
-        """
+    def find_job(self, run: str | None = None) -> Body | None:
+        """Return the Job of a run, or else the newest Job of a run in the namespace."""
         with translate_api_errors("list", "jobs", self.namespace):
-            jobs = self._batch.list_namespaced_job(
+            found = self._batch.list_namespaced_job(
                 self.namespace, label_selector=JOB_LABEL, _request_timeout=REQUEST_TIMEOUT_SECONDS
-            ).items
-        newest = max(
+            )
+        jobs: list[Body] = self.core.api_client.sanitize_for_serialization(found)["items"]
+        return max(
             jobs,
-            key=lambda job: (job.metadata.labels[JOB_LABEL] == run, job.metadata.creation_timestamp),
+            key=lambda job: (job["metadata"]["labels"][JOB_LABEL] == run, job["metadata"]["creationTimestamp"]),
             default=None,
         )
-        if newest is None:
-            message = f"there is no Job of a run in namespace {self.namespace} to take the trainer image from"
-            raise ObjectNotFound(f"{message}; name the image with --image")
-        containers = newest.spec.template.spec.containers
-        return next(str(each.image) for each in containers if each.name == TRAINER_CONTAINER)
 
     @contextmanager
     def start(self, body: Body) -> Iterator[str]:
