@@ -1,0 +1,39 @@
+"""Fixtures of commands that need an API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.cli.cluster import ClusterNamespace
+from tests.support.cli.command import CommandLine
+from tests.support.operator import api_server as api
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Return the URL and the certificate of an API server with the CRDs."""
+    folder = tmp_path_factory.mktemp("api-server")
+    with api.run_api_server(folder) as url:
+        yield url, folder / "certs" / "apiserver.crt"
+
+
+@pytest.fixture
+def namespace(server: tuple[str, Path], tmp_path: Path) -> ClusterNamespace:
+    """Return an empty namespace."""
+    return ClusterNamespace.open(*server, tmp_path)
+
+
+@pytest.fixture
+def admin(finetune: CommandLine, namespace: ClusterNamespace, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """Return a function that runs a command as administrator."""
+    monkeypatch.setenv("KUBECONFIG", str(namespace.admin_kubeconfig))
+    return finetune
+
+
+@pytest.fixture
+def tenant(finetune: CommandLine, namespace: ClusterNamespace, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """Return a function that runs a command as a tenant without rights."""
+    monkeypatch.setenv("KUBECONFIG", str(namespace.tenant_kubeconfig))
+    return finetune
