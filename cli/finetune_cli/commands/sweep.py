@@ -96,7 +96,7 @@ def _build_fields(sweep: FineTuneSweep) -> dict[str, str | None]:
 
 def _describe_counts(sweep: FineTuneSweep) -> str:
     counts = sweep.status.counts if sweep.status else None
-    if counts is None:
+    if counts is None or not counts.total:
         return ""
     kinds = {"active": counts.active, "complete": counts.complete, "cut": counts.cut, "failed": counts.failed}
     described = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.cli.cluster import ClusterNamespace
-from tests.support.cli.command import CommandLine
+from tests.support.cli.command import Answer, CommandLine
 from tests.support.operator import api_server as api
 
 
@@ -25,15 +25,28 @@ def namespace(server: tuple[str, Path], tmp_path: Path) -> ClusterNamespace:
     return ClusterNamespace.open(*server, tmp_path)
 
 
+class ClusterCommandLine(CommandLine):
+    """Calls commands with a kubeconfig. The official client reads `$KUBECONFIG` once in a process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], kubeconfig: Path) -> None:
+        super().__init__(capsys)
+        self._kubeconfig = kubeconfig
+
+    def __call__(self, *arguments: str | Path) -> Answer:
+        return super().__call__(*arguments, "--kubeconfig", self._kubeconfig)
+
+
 @pytest.fixture
-def admin(finetune: CommandLine, namespace: ClusterNamespace, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+def admin(finetune: CommandLine, namespace: ClusterNamespace, capsys: pytest.CaptureFixture[str]) -> ClusterCommandLine:
     """Return a function that runs a command as administrator."""
-    monkeypatch.setenv("KUBECONFIG", str(namespace.admin_kubeconfig))
-    return finetune
+    assert finetune
+    return ClusterCommandLine(capsys, namespace.admin_kubeconfig)
 
 
 @pytest.fixture
-def tenant(finetune: CommandLine, namespace: ClusterNamespace, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+def tenant(
+    finetune: CommandLine, namespace: ClusterNamespace, capsys: pytest.CaptureFixture[str]
+) -> ClusterCommandLine:
     """Return a function that runs a command as a tenant without rights."""
-    monkeypatch.setenv("KUBECONFIG", str(namespace.tenant_kubeconfig))
-    return finetune
+    assert finetune
+    return ClusterCommandLine(capsys, namespace.tenant_kubeconfig)

@@ -105,7 +105,9 @@ def test_doctor_unreachable_store_is_missing(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     answer = admin("doctor", "--storage", "s3://bucket/x", "--endpoint", "http://127.0.0.1:9")
-    assert answer.stdout.splitlines()[-1].startswith("missing: storage: s3://bucket/x at http://127.0.0.1:9: no answer")
+    assert answer.stdout.splitlines()[-1].startswith(
+        "missing: storage: s3://bucket/x at http://127.0.0.1:9: no response"
+    )
 
 
 def test_doctor_without_cluster_is_one_line(finetune: CommandLine) -> None:

@@ -67,4 +67,5 @@ def test_sweep_list_has_one_line_for_each(admin: CommandLine, sweep: ClusterName
 
 def test_sweep_without_status_is_pending(admin: CommandLine, namespace: ClusterNamespace) -> None:
     namespace.create("finetunesweeps", build_sweep("lr", namespace.name))
-    assert admin("sweep", "lr").stdout.split() == ["sweep", "lr", "phase", "Pending"]
+    lines = admin("sweep", "lr").stdout.splitlines()
+    assert [line.split() for line in lines[:2]] == [["sweep", "lr"], ["phase", "Pending", "(TrialsPending)"]]
