@@ -9,19 +9,22 @@ results in S3.
     print(client.metrics(job.metadata.name))
 """
 
-from finetune_operator.client.client import Client, Event, wait_condition_of
+from finetune_operator.client.client import Client
 from finetune_operator.client.comparison import Difference, MetricRow, RunComparison, compare_runs
 from finetune_operator.client.errors import (
     ClientError,
     ClusterUnavailable,
     Forbidden,
     InvalidManifest,
+    LoginRequired,
     ObjectExists,
     ObjectNotFound,
     OperatorNotInstalled,
     ResultUnavailable,
     WaitTimeout,
 )
+from finetune_operator.client.following import wait_condition_of
+from finetune_operator.client.pods import Event
 from finetune_operator.client.resources import Resource
 from finetune_operator.client.results import ResultStore, StoredResult
 from finetune_operator.client.summaries import RunSummary, summarize_job, summarize_result
@@ -34,6 +37,7 @@ __all__ = [
     "Event",
     "Forbidden",
     "InvalidManifest",
+    "LoginRequired",
     "MetricRow",
     "ObjectExists",
     "ObjectNotFound",

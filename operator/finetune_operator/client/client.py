@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from kubernetes.client import CoreV1Api, CustomObjectsApi
+from typing import TYPE_CHECKING, Any
 
 from finetune_operator.api import PLURAL, FineTuneJob
 from finetune_operator.api.schedule import SCHEDULE_PLURAL, FineTuneSchedule
 from finetune_operator.api.sweep import SWEEP_PLURAL, FineTuneSweep
+from finetune_operator.client.api_server import ApiServer
 from finetune_operator.client.connection import connect
+from finetune_operator.client.errors import ResultUnavailable
+from finetune_operator.client.following import JobFollower, wait_condition_of
+from finetune_operator.client.manifests import Manifest, read_manifest
+from finetune_operator.client.pods import Event, PodReader
 from finetune_operator.client.resources import Resource
 from finetune_operator.client.results import ResultStore
+from finetune_operator.client.summaries import get_phase
+
+if TYPE_CHECKING:
+    from kubernetes.client import CoreV1Api
 
 AnyKind = FineTuneJob | FineTuneSchedule | FineTuneSweep
-Manifest = str | Path | Mapping[str, Any]
-"""Path of a YAML file, or an object as a mapping."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """An Event about an object."""
-
-    time: str
-    type: str
-    """`Normal` or `Warning`."""
-    reason: str
-    message: str
-    count: int = 1
+_LOG_NAME, _REPORT_NAME = "run.log", "report.html"
+_REJECTED_FOLDER = "/.rejected/"
+_POLL_SECONDS = 2.0
 
 
 class Client:
@@ -55,22 +52,35 @@ class Client:
         self._endpoint = endpoint
         self.namespace = namespace or self._connection.namespace
         """The namespace of all methods that do not name another one."""
-        custom_objects = CustomObjectsApi(self._connection.api_client)
-        self.core = CoreV1Api(self._connection.api_client)
-        """The official client of pods and Events."""
-        self.jobs = Resource(custom_objects, FineTuneJob, PLURAL, self.namespace)
+        server = ApiServer(self._connection.api_client)
+        self._pods = PodReader(server, self.namespace)
+        self.jobs = Resource(server, FineTuneJob, PLURAL, self.namespace)
         """FineTuneJobs."""
-        self.schedules = Resource(custom_objects, FineTuneSchedule, SCHEDULE_PLURAL, self.namespace)
+        self.schedules = Resource(server, FineTuneSchedule, SCHEDULE_PLURAL, self.namespace)
         """FineTuneSchedules."""
-        self.sweeps = Resource(custom_objects, FineTuneSweep, SWEEP_PLURAL, self.namespace)
+        self.sweeps = Resource(server, FineTuneSweep, SWEEP_PLURAL, self.namespace)
         """FineTuneSweeps."""
+
+    @cached_property
+    def core(self) -> CoreV1Api:
+        """The official client of pods and other objects of Kubernetes itself. It raises errors of its own."""
+        from kubernetes.client import CoreV1Api
+
+        return CoreV1Api(self._connection.api_client)
 
     def submit(self, manifest: Manifest, *, dry_run: bool = False) -> AnyKind:
         """Create the object of a manifest: a FineTuneJob, a FineTuneSchedule or a FineTuneSweep.
 
         A manifest of another namespace than the client's is an error. Raises `InvalidManifest` and `ObjectExists`.
         """
-        raise NotImplementedError
+        body = read_manifest(manifest, self.namespace)
+        resources: dict[str, Resource[Any]] = {
+            "FineTuneJob": self.jobs,
+            "FineTuneSchedule": self.schedules,
+            "FineTuneSweep": self.sweeps,
+        }
+        created: AnyKind = resources[body["kind"]].create(body, dry_run=dry_run)
+        return created
 
     def wait(
         self,
@@ -84,19 +94,39 @@ class Client:
         Survives a restart of the API server and closed watches. Raises `WaitTimeout`, and `ObjectNotFound` if the
         FineTuneJob is deleted meanwhile.
         """
-        raise NotImplementedError
+        for job in JobFollower(self.jobs, name, timeout_seconds):
+            if on_change:
+                on_change(job)
+            if wait_condition_of(job):
+                return job
+        raise AssertionError("a follower does not end")
 
     def events(self, name: str, kind: str = "FineTuneJob") -> list[Event]:
         """Return the Events about an object, the oldest first."""
-        raise NotImplementedError
+        return self._pods.list_events(name, kind)
 
     def metrics(self, name: str) -> dict[str, float]:
         """Return the metrics of a run: those of its result, or the last reported losses while it runs."""
-        raise NotImplementedError
+        status = self.jobs.get(name).status
+        if status and status.result:
+            return dict(status.result.metrics)
+        progress = status.progress if status else None
+        losses = {"loss": progress.loss, "evalLoss": progress.eval_loss} if progress else {}
+        return {metric: value for metric, value in losses.items() if value is not None}
 
     def report(self, name: str) -> bytes:
-        """Return the HTML report of a run. Raises `ResultUnavailable` if it has none yet."""
-        raise NotImplementedError
+        """Return the HTML report of a run. Raises `ResultUnavailable` if it has none yet.
+
+        The report of an adapter that `evaluation.gate` has rejected has no digest to compare it with.
+        """
+        job = self.jobs.get(name)
+        result, log_uri = (job.status.result, job.status.log_uri) if job.status else (None, None)
+        store = self.result_store(job)
+        if result:
+            return store.read_report(store.read_result(result.adapter_uri, result.digest))
+        if log_uri and _REJECTED_FOLDER in log_uri:
+            return store.read_object(f"{log_uri.rpartition('/')[0]}/{_REPORT_NAME}")
+        raise ResultUnavailable(f"FineTuneJob {name} has no report: its phase is {get_phase(job)}")
 
     def logs(self, name: str, *, follow: bool = False, pod: str | None = None) -> Iterator[str]:
         """Yield the lines of a run's log: from its newest pod, or from S3 when the pods are gone.
@@ -104,7 +134,47 @@ class Client:
         With `follow`, the lines of a pod are yielded as they are written, also those of the pods that follow after an
         interruption, until the run ends.
         """
-        raise NotImplementedError
+        body = self._pods.get_pod(pod) if pod else None
+        if body:
+            yield from self._pods.follow_log(body, lambda: True) if follow else self._pods.read_log(body)
+        elif follow:
+            yield from self._follow_logs(name)
+        else:
+            yield from self._read_log(name)
+
+    def _read_log(self, name: str) -> Iterator[str]:
+        job = self.jobs.get(name)
+        pod = self._pods.find_log_pod(name)
+        yield from self._pods.read_log(pod) if pod else self._read_stored_log(job)
+
+    def _follow_logs(self, name: str) -> Iterator[str]:
+        """Yield the lines of all pods from the newest one on, until the run ends."""
+        followed: set[str] = set()
+        while True:
+            job = self.jobs.get(name)  # before the pods, so that the last pod of an ended run is not missed
+            pod = self._pods.find_log_pod(name)
+            if pod and pod["metadata"]["name"] not in followed:
+                followed.add(pod["metadata"]["name"])
+                yield from self._pods.follow_log(pod, lambda: self._is_active(name))
+            elif wait_condition_of(job):
+                if not followed:
+                    yield from self._read_stored_log(job)
+                return
+            else:
+                time.sleep(_POLL_SECONDS)
+
+    def _is_active(self, name: str) -> bool:
+        return wait_condition_of(self.jobs.get(name)) is None
+
+    def _read_stored_log(self, job: FineTuneJob) -> list[str]:
+        status = job.status
+        uri = status.log_uri if status else None
+        if uri is None and status and status.result:
+            uri = f"{status.result.adapter_uri.rstrip('/')}/{_LOG_NAME}"
+        if uri is None:
+            message = f"FineTuneJob {job.metadata.name} has no pod and no stored log: its phase is {get_phase(job)}"
+            raise ResultUnavailable(message)
+        return self.result_store(job).read_text(uri).split("\n")
 
     def suspend(self, name: str) -> FineTuneJob:
         """Suspend a run: it saves a checkpoint and its pods end."""
@@ -112,7 +182,12 @@ class Client:
 
     def resume(self, name: str) -> FineTuneJob:
         """Resume a suspended run. Also removes a `suspendAtStep` that it has reached."""
-        raise NotImplementedError
+        job = self.jobs.get(name)
+        reached = job.status.step_result.step if job.status and job.status.step_result else 0
+        changes: dict[str, Any] = {"suspend": False}
+        if job.spec.suspend_at_step is not None and reached >= job.spec.suspend_at_step:
+            changes["suspendAtStep"] = None
+        return self.jobs.patch_spec(name, changes)
 
     def cancel(self, name: str) -> FineTuneJob:
         """End a run for good. Cancelling cannot be undone."""
@@ -121,11 +196,3 @@ class Client:
     def result_store(self, job: FineTuneJob) -> ResultStore:
         """Return the store with the result of a run, which is read with the credentials of this machine."""
         return ResultStore.for_job(job, self._endpoint)
-
-
-def wait_condition_of(job: FineTuneJob) -> str | None:
-    """Return the condition that ends `Client.wait`: `Complete`, `Failed`, `Cancelled` or `Suspended`, or None.
-
-    A condition of an older generation of the spec does not count.
-    """
-    raise NotImplementedError

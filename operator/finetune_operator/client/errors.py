@@ -11,6 +11,10 @@ class ClusterUnavailable(ClientError):
     """There is no usable kubeconfig, the context does not exist, or the API server does not respond."""
 
 
+class LoginRequired(ClusterUnavailable):
+    """The API server rejects the credentials of the kubeconfig, or the kubeconfig provides none. No retry helps."""
+
+
 class OperatorNotInstalled(ClientError):
     """The cluster does not know the kind: the CRDs of finetune-operator are missing."""
 

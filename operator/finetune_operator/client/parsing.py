@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator.client.errors import ClientError
+from finetune_trainer.text import to_one_line
 
-_MAX_REPAIRS = 8
+_MAX_REPAIRS = 16
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -24,31 +25,47 @@ def parse_object(kind: type[ModelT], body: Mapping[str, Any]) -> ModelT:
         try:
             return kind.model_validate(known)
         except ValidationError as error:
-            problem = error
             if not _remove_unknown(known, error):
                 break
-    name = body.get("metadata", {}).get("name", "")
-    message = f"{kind.__name__} {name} cannot be read by this version of finetune: {problem.errors()[0]['msg']}"
-    raise ClientError(f"{message}; install the version of the cluster's operator")
+    known.pop("status", None)
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        raise _build_error(kind, body, error) from None
+
+
+def _build_error(kind: type[ModelT], body: Mapping[str, Any], error: ValidationError) -> ClientError:
+    metadata = body.get("metadata")
+    name = metadata.get("name", "") if isinstance(metadata, Mapping) else ""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(map(str, problem["loc"]))
+    return ClientError(
+        to_one_line(f"{kind.__name__} {name} cannot be read by this version of finetune: {field}: {problem['msg']}")
+        + "; install the version of the cluster's operator"
+    )
 
 
 def _remove_unknown(body: dict[str, Any], error: ValidationError) -> bool:
     """Remove the fields that an error is about, if they are unknown or in the status. Return whether there were any."""
-    removed = [
-        _remove_path(body, details["loc"])
-        for details in error.errors()
+    paths = {
+        _find_existing(body, details["loc"])
+        for details in error.errors(include_url=False)
         if details["type"] == "extra_forbidden" or details["loc"][:1] == ("status",)
-    ]
-    return any(removed)
-
-
-def _remove_path(body: dict[str, Any], path: Sequence[str | int]) -> bool:
-    """Remove a field or an item. Return whether there was one."""
-    parent: Any = body
-    try:
+    } - {()}
+    for path in sorted(paths, reverse=True):  # from the end, so that the indexes of the items before stay valid
+        parent: Any = body
         for part in path[:-1]:
             parent = parent[part]
         del parent[path[-1]]
-    except (KeyError, IndexError, TypeError):
-        return False  # removed before, or the path has the name of a type as pydantic adds it
-    return True
+    return bool(paths)
+
+
+def _find_existing(body: Mapping[str, Any], path: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Return the path of a field, or of what would contain it if it is missing."""
+    node: Any = body
+    for length, part in enumerate(path):
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            return tuple(path[:length])
+    return tuple(path)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
-from kubernetes import watch
-from kubernetes.client import CustomObjectsApi
-
-from finetune_operator.api import GROUP, VERSION, FineTuneJob
+from finetune_operator.api import API_VERSION, FineTuneJob
 from finetune_operator.api.schedule import FineTuneSchedule
 from finetune_operator.api.sweep import FineTuneSweep
-from finetune_operator.client.api_errors import translate_api_errors
+from finetune_operator.client.api_server import READ_TIMEOUT_SECONDS, ApiServer, Body, Collection, Request
+from finetune_operator.client.errors import ClientError, ClusterUnavailable
 from finetune_operator.client.parsing import parse_object
+from finetune_trainer.text import to_one_line
 
 KindT = TypeVar("KindT", bound=FineTuneJob | FineTuneSchedule | FineTuneSweep)
-Body = dict[str, Any]
-REQUEST_TIMEOUT_SECONDS = (5, 30)
-"""Limits of the connection and of the response."""
 
 
 class Resource(Generic[KindT]):
@@ -27,12 +24,12 @@ class Resource(Generic[KindT]):
     Methods without `namespace` use the client's namespace. All of them raise `ClientError`.
     """
 
-    def __init__(self, api: CustomObjectsApi, kind: type[KindT], plural: str, namespace: str) -> None:
-        self._api = api
+    def __init__(self, server: ApiServer, kind: type[KindT], plural: str, namespace: str) -> None:
+        self._server = server
         self._kind = kind
         self.plural = plural
         """Name of the resource in URLs and roles."""
-        self._namespace = namespace
+        self._collection = Collection(f"/apis/{API_VERSION}", plural, namespace)
 
     def get(self, name: str) -> KindT:
         """Return an object. Raises `ObjectNotFound`."""
@@ -40,11 +37,7 @@ class Resource(Generic[KindT]):
 
     def get_body(self, name: str) -> Body:
         """Return an object as stored, with all its metadata. Raises `ObjectNotFound`."""
-        with self._translate_errors("get", name):
-            body: Any = self._api.get_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, self.plural, name, _request_timeout=REQUEST_TIMEOUT_SECONDS
-            )
-        return dict(body)
+        return self._server.send(Request("get", self._collection, name))
 
     def list(
         self, *, all_namespaces: bool = False, label_selector: str = "", field_selector: str = ""
@@ -59,80 +52,54 @@ class Resource(Generic[KindT]):
         self, *, all_namespaces: bool = False, label_selector: str = "", field_selector: str = ""
     ) -> Sequence[Body]:
         """Return the objects as stored, ordered by creation, the newest first."""
-        options: dict[str, Any] = {
-            "label_selector": label_selector,
-            "field_selector": field_selector,
-            "_request_timeout": REQUEST_TIMEOUT_SECONDS,
-        }
-        with self._translate_errors("list"):
-            if all_namespaces:
-                answer: Any = self._api.list_cluster_custom_object(GROUP, VERSION, self.plural, **options)
-            else:
-                answer = self._api.list_namespaced_custom_object(
-                    GROUP, VERSION, self._namespace, self.plural, **options
-                )
-        return sorted(answer["items"], key=lambda body: str(body["metadata"]["creationTimestamp"]), reverse=True)
+        collection = self._collection._replace(namespace="") if all_namespaces else self._collection
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        query = {name: selector for name, selector in selectors.items() if selector}
+        items = self._server.send(Request("list", collection, query=query)).get("items") or []
+        return sorted(items, key=lambda body: str(body["metadata"].get("creationTimestamp")), reverse=True)
 
     def create(self, body: Mapping[str, Any], *, dry_run: bool = False) -> KindT:
         """Create an object. Raises `ObjectExists` and `InvalidManifest`."""
-        options: dict[str, Any] = {"dry_run": "All"} if dry_run else {}
-        name = str(body.get("metadata", {}).get("name", ""))
-        with self._translate_errors("create", name):
-            created: Any = self._api.create_namespaced_custom_object(
-                GROUP,
-                VERSION,
-                self._namespace,
-                self.plural,
-                dict(body),
-                field_validation="Strict",
-                _request_timeout=REQUEST_TIMEOUT_SECONDS,
-                **options,
-            )
-        return parse_object(self._kind, created)
+        query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
+        return parse_object(self._kind, self._server.send(Request("create", self._collection, query=query, body=body)))
 
     def patch_spec(self, name: str, changes: Mapping[str, Any]) -> KindT:
         """Change fields of the spec by a merge patch; None removes a field. Raises `ObjectNotFound` and
         `InvalidManifest`."""
-        with self._translate_errors("patch", name):
-            patched: Any = self._api.patch_namespaced_custom_object(
-                GROUP,
-                VERSION,
-                self._namespace,
-                self.plural,
-                name,
-                {"spec": dict(changes)},
-                field_validation="Strict",
-                _request_timeout=REQUEST_TIMEOUT_SECONDS,
-                _content_type="application/merge-patch+json",
-            )
-        return parse_object(self._kind, patched)
+        request = Request(
+            "patch", self._collection, name, query={"fieldValidation": "Strict"}, body={"spec": dict(changes)}
+        )
+        return parse_object(self._kind, self._server.send(request))
 
     def delete(self, name: str) -> None:
         """Delete an object. Raises `ObjectNotFound`."""
-        with self._translate_errors("delete", name):
-            self._api.delete_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, self.plural, name, _request_timeout=REQUEST_TIMEOUT_SECONDS
-            )
+        self._server.send(Request("delete", self._collection, name))
 
     def watch(self, name: str, timeout_seconds: int) -> Iterator[KindT]:
         """Yield the object as it is, and again after each change, for at most `timeout_seconds`.
 
         The iterator may end earlier, as the API server closes watches; it ends when the object is deleted.
         """
-        with self._translate_errors("watch", name):
-            events = watch.Watch().stream(
-                self._api.list_namespaced_custom_object,
-                GROUP,
-                VERSION,
-                self._namespace,
-                self.plural,
-                field_selector=f"metadata.name={name}",
-                timeout_seconds=timeout_seconds,
-            )
-            for event in events:
-                if event["type"] == "DELETED":
-                    return
-                yield parse_object(self._kind, event["object"])
+        query = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(timeout_seconds)}
+        request = Request(
+            "watch", self._collection, query=query, read_timeout_seconds=timeout_seconds + READ_TIMEOUT_SECONDS
+        )
+        for line in self._server.stream_lines(request):
+            event = _parse_event(line)
+            if event["type"] in ("DELETED", "ERROR"):
+                return
+            yield parse_object(self._kind, event["object"])
 
-    def _translate_errors(self, verb: str, name: str = "") -> AbstractContextManager[None]:
-        return translate_api_errors(verb, self.plural, self._namespace, name)
+
+def _parse_event(line: bytes) -> Body:
+    """Parse an event of a watch. Raises for an error, except that the watch has expired."""
+    try:
+        event: Body = json.loads(line)
+        event_type, body = event["type"], event["object"]
+    except (ValueError, KeyError, TypeError):
+        raise ClusterUnavailable("the API server has sent an incomplete event of a watch; try again") from None
+    if event_type == "ERROR" and body.get("code") != HTTPStatus.GONE:
+        message = f"the API server has ended a watch: {to_one_line(str(body.get('message', '')))}"
+        is_temporary = int(body.get("code") or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
+        raise ClusterUnavailable(message) if is_temporary else ClientError(message)
+    return event

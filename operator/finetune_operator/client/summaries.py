@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_operator.api import FineTuneJob
+from finetune_operator.api import Condition, ConditionType, FineTuneJob, FineTuneJobStatus, ObservedProgress, Phase
+from finetune_operator.api.labels import SCHEDULE_LABEL, SWEEP_LABEL
+from finetune_trainer.records.manifest import REPORT_NAME
 
 if TYPE_CHECKING:
     from finetune_operator.client.results import StoredResult
+
+LOG_NAME = "run.log"
+_HEADLINE_TYPES = (ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.CANCELLED, ConditionType.SUSPENDED)
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,80 @@ class RunSummary:
 
 def summarize_job(job: FineTuneJob) -> RunSummary:
     """Return the summary of a FineTuneJob."""
-    raise NotImplementedError
+    status = job.status or FineTuneJobStatus()
+    result, progress = status.result, status.progress
+    headline = find_headline(status)
+    return RunSummary(
+        name=job.metadata.name,
+        namespace=job.metadata.namespace,
+        source="cluster",
+        phase=get_phase(job),
+        reason=status.reason or (headline.reason if headline else ""),
+        message=headline.message if headline else "",
+        model_uri=job.spec.model.uri,
+        method=job.spec.training.method,
+        duration=status.duration or "",
+        created_time=job.metadata.creation_timestamp or "",
+        completion_time=status.completion_time or "",
+        owner=job.metadata.labels.get(SCHEDULE_LABEL) or job.metadata.labels.get(SWEEP_LABEL) or "",
+        adapter_uri=result.adapter_uri if result else "",
+        report_uri=(result.report_uri or "") if result else "",
+        log_uri=status.log_uri or "",
+        metrics=dict(result.metrics) if result else {},
+        **_summarize_progress(progress),
+    )
+
+
+def _summarize_progress(progress: ObservedProgress | None) -> dict[str, Any]:
+    if progress is None:
+        return {}
+    return {
+        "completed": progress.completed or "",
+        "step": progress.step,
+        "total_steps": progress.total_steps,
+        "loss": progress.loss,
+        "eval_loss": progress.eval_loss,
+        "remaining": progress.estimated_remaining or "",
+    }
+
+
+def get_phase(job: FineTuneJob) -> str:
+    """Return the phase of a run. It is `Pending` before the operator has seen the run."""
+    phase = job.status.phase if job.status else None
+    return (phase or Phase.PENDING).value
+
+
+def find_headline(status: FineTuneJobStatus) -> Condition | None:
+    """Return the condition with the message: the terminal one, `Suspended`, or else `Running`."""
+    conditions = {condition.type: condition for condition in status.conditions}
+    for condition_type in _HEADLINE_TYPES:
+        if condition_type in conditions and conditions[condition_type].status == "True":
+            return conditions[condition_type]
+    return conditions.get(ConditionType.RUNNING)
 
 
 def summarize_result(result: StoredResult) -> RunSummary:
     """Return the summary of a published result."""
-    raise NotImplementedError
+    manifest = result.manifest
+    namespace, _, name = manifest.job.rpartition("/")
+    training = manifest.config.get("training")
+    files = {REPORT_NAME: "", LOG_NAME: ""}
+    for published in files:
+        if manifest.find_file(published):
+            files[published] = f"{result.uri}/{published}"
+    return RunSummary(
+        name=name or result.uri.rpartition("/")[2],
+        namespace=namespace,
+        source="store",
+        phase=Phase.COMPLETE.value,
+        model_uri=manifest.model.uri,
+        method=str(training.get("method", "sft")) if isinstance(training, dict) else "",
+        completed="100%",
+        loss=manifest.metrics.get("trainLoss"),
+        eval_loss=manifest.metrics.get("evalLoss"),
+        completion_time=manifest.created_at,
+        adapter_uri=result.uri,
+        report_uri=files[REPORT_NAME],
+        log_uri=files[LOG_NAME],
+        metrics=dict(manifest.metrics),
+    )

@@ -16,13 +16,9 @@ from typing import Any, TypeVar
 import cel
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
 
-from finetune_trainer.config.manifest_text import read_manifest_text
+from finetune_trainer.config.documents import DocumentError, read_documents
 from finetune_trainer.contract import (
     CONFIG_ENV,
     DNS_LABEL_PATTERN,
@@ -52,17 +48,6 @@ _CLEARER_MESSAGES = {
 _TEXT_REQUIRED = "text is required: quote it"
 _METADATA_NAMES = {"name": ("a FineTuneJob", JOB_NAME_MAX_LENGTH), "namespace": ("a namespace", 63)}
 """What a field of the metadata names, and its maximum length."""
-
-
-class _PlainConstructor(RoundTripConstructor):
-    """Constructs plain values with their line numbers. Dates stay text, as for kubectl."""
-
-    def construct_text(self, node: ScalarNode) -> str:
-        """Return the scalar as it is written."""
-        return str(node.value)
-
-
-_PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstructor.construct_text)
 
 
 def load_manifest(path: Path) -> TrainerConfig:
@@ -271,15 +256,9 @@ def _read_job_document(path: Path) -> CommentedMap:
 
 def _read_document(path: Path) -> object:
     try:
-        yaml = YAML(typ="rt")
-        yaml.Constructor = _PlainConstructor
-        documents = [document for document in yaml.load_all(read_manifest_text(path)) if document is not None]
-    except OSError as error:
-        raise _config_invalid_error(str(path), [f"cannot be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise _config_invalid_error(str(path), ["is not UTF-8 text"]) from error
-    except YAMLError as error:
-        raise _config_invalid_error(str(path), [_describe_yaml_error(error)]) from error
+        documents = read_documents(path)
+    except DocumentError as error:
+        raise _config_invalid_error(str(path), [str(error)]) from error
     if len(documents) != 1:
         raise _config_invalid_error(
             str(path), [f"contains {len(documents)} YAML documents, expected exactly one {KIND}"]
@@ -297,12 +276,6 @@ def _check_job_document(path: Path, document: object) -> CommentedMap:
         if not isinstance(document.get(key), CommentedMap):
             raise _config_invalid_error(str(path), [f"{key}: a mapping is required"])
     return document
-
-
-def _describe_yaml_error(error: YAMLError) -> str:
-    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return f"is not valid YAML: {error}"
-    return f"is not valid YAML: {error.problem} (line {error.problem_mark.line + 1})"
 
 
 def _find_invalid_names(metadata: CommentedMap) -> Iterator[tuple[_FieldPath, str]]:

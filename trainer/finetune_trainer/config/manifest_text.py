@@ -19,7 +19,7 @@ def find_environment_manifest() -> Path | None:
 def read_manifest_text(path: Path) -> str:
     """Return the text of a manifest. Raises `OSError` and `UnicodeDecodeError`."""
     if path != ENVIRONMENT_MANIFEST:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     text = join_parts(os.environ, MANIFEST_ENV)
     if not text:
         raise OSError(0, "it is not set; name a manifest, such as job.yaml")
