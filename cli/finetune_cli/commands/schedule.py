@@ -95,11 +95,11 @@ def _show(session: Session, name: str) -> None:
 
 
 def _build_fields(schedule: FineTuneSchedule) -> dict[str, str | None]:
-    spec, status = schedule.spec, schedule.status
-    fields = {
+    spec, status, changes = schedule.spec, schedule.status, schedule.spec.on_data_change
+    fields: dict[str, str | None] = {
         "schedule": schedule.metadata.name,
-        "times": spec.schedule and f"{spec.schedule} ({spec.time_zone})",
-        "on data change": spec.on_data_change and f"checked every {spec.on_data_change.check_interval_seconds} s",
+        "times": f"{spec.schedule} ({spec.time_zone})" if spec.schedule else None,
+        "on data change": f"checked every {changes.check_interval_seconds} s" if changes else None,
         "state": describe_state(schedule),
     }
     if status is None:
@@ -107,14 +107,14 @@ def _build_fields(schedule: FineTuneSchedule) -> dict[str, str | None]:
     champion, last = status.champion, status.runs[0] if status.runs else None
     return fields | {
         "next time": None if spec.suspend else status.next_schedule_time,
-        "champion": champion and f"{champion.run} ({champion.reason} {champion.promoted_time})",
-        "adapter": champion and champion.adapter_uri,
-        "pinned": spec.champion and f"to {spec.champion.run}, by spec.champion",
+        "champion": f"{champion.run} ({champion.reason} {champion.promoted_time})" if champion else None,
+        "adapter": champion.adapter_uri if champion else None,
+        "pinned": f"to {spec.champion.run}, by spec.champion" if spec.champion else None,
         "alias": status.alias_uri,
         "alias conflict": status.alias_conflict,
         "stalled": _describe_stalled(schedule),
         "up to date": views.format_condition(status.conditions, "UpToDate"),
-        "last decision": last and f"{last.name}: {last.decision or 'not decided yet'}. {last.message}".strip(),
+        "last decision": f"{last.name}: {last.decision or 'not decided yet'}. {last.message}".strip() if last else None,
         "report": status.report_uri,
     }
 

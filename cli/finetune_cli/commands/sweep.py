@@ -85,11 +85,11 @@ def _build_fields(sweep: FineTuneSweep) -> dict[str, str | None]:
         "phase": f"{status.phase or 'Pending'} ({status.reason or 'TrialsPending'})",
         "trials": _describe_counts(sweep),
         "gpu time": views.format_seconds(status.gpu_seconds),
-        "best": best and f"{best.name}: {best.parameters.describe()}",
-        "value": best and _describe_value(sweep.spec.objective.metric, best),
-        "verdict": best and f"{best.verdict or ''} {best.message}".strip(),
-        "test": best and views.format_metrics(best.test),
-        "adapter": best and best.adapter_uri,
+        "best": f"{best.name}: {best.parameters.describe()}" if best else None,
+        "value": _describe_value(sweep.spec.objective.metric, best) if best else None,
+        "verdict": f"{best.verdict or ''} {best.message}".strip() if best else None,
+        "test": views.format_metrics(best.test) if best else None,
+        "adapter": best.adapter_uri if best else None,
         "report": status.report_uri,
     }
 

@@ -31,6 +31,8 @@ def check_version(subject: Subject) -> Iterator[Finding]:
 
 def check_kinds(subject: Subject) -> Iterator[Finding]:
     """Check whether the CRDs are there, and have the fields of this version."""
+    from pydantic import BaseModel
+
     from finetune_operator.api import GROUP, VERSION, FineTuneJobSpec
     from finetune_operator.api.schedule import FineTuneScheduleSpec
     from finetune_operator.api.sweep import FineTuneSweepSpec
@@ -38,7 +40,7 @@ def check_kinds(subject: Subject) -> Iterator[Finding]:
     document = subject.api.get(f"/openapi/v3/apis/{GROUP}/{VERSION}") or {}
     schemas = document.get("components", {}).get("schemas", {})
     served = {name.rpartition(".")[2]: schema for name, schema in schemas.items()}
-    specs = {
+    specs: dict[str, type[BaseModel]] = {
         "FineTuneJob": FineTuneJobSpec, "FineTuneSchedule": FineTuneScheduleSpec, "FineTuneSweep": FineTuneSweepSpec,
     }  # fmt: skip
     for kind, spec in specs.items():

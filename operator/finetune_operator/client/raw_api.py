@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
 from kubernetes.client import ApiClient, ApiException
 
-from finetune_operator.client.api_errors import translate_api_errors
+from finetune_operator.client.api_errors import RequestFailed, Target, translate_api_errors
 
 _REQUEST_TIMEOUT_SECONDS = (5, 30)
 Body = dict[str, Any]
+
+
+@contextmanager
+def translate_official_errors(api_client: ApiClient, target: Target) -> Iterator[None]:
+    """Raise the matching `ClientError` for an error of the official client."""
+    with translate_api_errors(target, str(api_client.configuration.host)):
+        try:
+            yield
+        except ApiException as error:
+            raise RequestFailed(error.status or 0, str(error.body or error.reason)) from None
 
 
 class NotPermitted(Exception):
@@ -57,7 +69,7 @@ class RawApi:
             method, path, query_params=[*(query or {}).items()], header_params=headers, body=body,
             auth_settings=["BearerToken"],
         )  # fmt: skip
-        with translate_api_errors(method.lower(), path, ""):
+        with translate_official_errors(self._api_client, Target(method.lower(), path, "")):
             response = self._api_client.call_api(*request, _request_timeout=_REQUEST_TIMEOUT_SECONDS)
             text = response.read()
             if response.status == HTTPStatus.FORBIDDEN:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from socket import socket
-from typing import Any
+from typing import Any, cast
 
 from kubernetes.client import ApiException, BatchV1Api, CoreV1Api
 from urllib3.exceptions import HTTPError
@@ -26,8 +26,9 @@ from finetune_operator.api.labels import (
 )
 from finetune_operator.api.objects import Body
 from finetune_operator.api.spec import GROUP, RunSpec
-from finetune_operator.client.api_errors import translate_api_errors
+from finetune_operator.client.api_errors import Target
 from finetune_operator.client.errors import ClientError, Forbidden, WaitTimeout
+from finetune_operator.client.raw_api import translate_official_errors
 from finetune_operator.resources import security, volumes
 from finetune_operator.resources.config_variables import build_config_variables
 from finetune_trainer.contract import MANIFEST_ENV
@@ -144,7 +145,7 @@ class ToolPods:
 
     def find_job(self, run: str | None = None) -> Body | None:
         """Return the Job of a run, or else the newest Job of a run in the namespace."""
-        with translate_api_errors("list", "jobs", self.namespace):
+        with translate_official_errors(self.core.api_client, Target("list", "jobs", self.namespace)):
             found = self._batch.list_namespaced_job(
                 self.namespace, label_selector=JOB_LABEL, _request_timeout=REQUEST_TIMEOUT_SECONDS
             )
@@ -158,8 +159,10 @@ class ToolPods:
     @contextmanager
     def start(self, body: Body) -> Iterator[str]:
         """Create a pod, yield its name, and delete it at the end, also after an exception or a signal."""
-        with _translate_pod_errors("create", self.namespace):
-            created = self.core.create_namespaced_pod(self.namespace, body, _request_timeout=REQUEST_TIMEOUT_SECONDS)
+        with self._translate_errors("create"):
+            created: Any = self.core.create_namespaced_pod(
+                self.namespace, cast(Any, body), _request_timeout=REQUEST_TIMEOUT_SECONDS
+            )
         name = str(created.metadata.name)
         try:
             yield name
@@ -186,8 +189,8 @@ class ToolPods:
 
     def follow_log(self, name: str) -> Iterator[str]:
         """Yield the lines of the log until the container ends."""
-        with _translate_pod_errors("get", self.namespace, "pods/log"):
-            response = self.core.read_namespaced_pod_log(
+        with self._translate_errors("get", "pods/log"):
+            response: Any = self.core.read_namespaced_pod_log(
                 name, self.namespace, container=TRAINER_CONTAINER, follow=True, _preload_content=False
             )
             rest = b""
@@ -221,8 +224,19 @@ class ToolPods:
         connection.setblocking(True)
         return connection
 
+    @contextmanager
+    def _translate_errors(self, verb: str, resource: str = "pods") -> Iterator[None]:
+        """Raise the matching `ClientError`. Rights to pods are those of Kubernetes' own roles."""
+        with translate_official_errors(self.core.api_client, Target(verb, resource, self.namespace)):
+            try:
+                yield
+            except ApiException as error:
+                if error.status != HTTPStatus.FORBIDDEN:
+                    raise
+                raise _describe_refusal(error, verb, resource, self.namespace) from None
+
     def _get(self, name: str) -> Body:
-        with _translate_pod_errors("get", self.namespace):
+        with self._translate_errors("get"):
             pod = self.core.read_namespaced_pod(name, self.namespace, _request_timeout=REQUEST_TIMEOUT_SECONDS)
         body: Body = self.core.api_client.sanitize_for_serialization(pod)
         return body
@@ -269,18 +283,6 @@ def _read_end(pod: Body) -> PodEnd | None:
         return PodEnd(terminated["exitCode"], reason or terminated.get("reason", ""))
     phase = pod["status"].get("phase")
     return PodEnd(int(phase == "Failed"), reason) if phase in ("Failed", "Succeeded") else None
-
-
-@contextmanager
-def _translate_pod_errors(verb: str, namespace: str, resource: str = "pods") -> Iterator[None]:
-    """Raise the matching `ClientError`. Rights to pods are those of Kubernetes' own roles."""
-    with translate_api_errors(verb, resource, namespace):
-        try:
-            yield
-        except ApiException as error:
-            if error.status != HTTPStatus.FORBIDDEN:
-                raise
-            raise _describe_refusal(error, verb, resource, namespace) from None
 
 
 def _describe_refusal(error: ApiException, verb: str, resource: str, namespace: str) -> Forbidden:

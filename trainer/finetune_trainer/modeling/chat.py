@@ -81,9 +81,10 @@ class ChatModel:
         return answer
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]]) -> list[int]:
+        rejections: tuple[type[Exception], ...] = (RowError, *template_errors())
         try:
             ids = encode_turns(tokenizer, turns) if tokenizer.chat_template else _encode_last(tokenizer, turns)
-        except (RowError, *template_errors()) as error:
+        except rejections as error:
             raise ConversationError(f"the chat template rejects the conversation: {error}") from error
         positions = get_max_positions(self._base.config)
         if positions is not None and len(ids) >= positions:
