@@ -18,7 +18,9 @@ TENANT = "operator"
 
 
 def write_kubeconfig(path: Path, url: str, certificate: Path, token: str, namespace: str) -> Path:
-    """Write a kubeconfig for a user."""
+    """Write a kubeconfig for a user, unless it exists: threads and processes read it."""
+    if path.exists():
+        return path
     path.write_text(f"""
 apiVersion: v1
 kind: Config
