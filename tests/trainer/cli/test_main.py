@@ -19,6 +19,7 @@ import pytest
 from finetune_trainer.cli.app import build_parser
 from finetune_trainer.contract import (
     CONFIG_ENV,
+    MANIFEST_ENV,
     OUTCOME_PATH_ENV,
     SCRATCH_ENV,
     TASK_CONFIG_ENV,
@@ -77,7 +78,7 @@ def read_outcome(tmp_path: Path) -> Outcome:
 
 
 HELP_COMMANDS = [
-    [], ["run"], ["plan"], ["generate"], ["cache"], ["cache", "fill"], ["cache", "list"], ["clean"],
+    [], ["run"], ["plan"], ["generate"], ["chat-server"], ["cache"], ["cache", "fill"], ["cache", "list"], ["clean"],
     ["sync-alias"], ["task"],
 ]  # fmt: skip
 
@@ -315,3 +316,21 @@ def test_command_invalid_endpoint_is_named(command: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit):
         build_parser().parse_args([*command, "--endpoint", "store:9000"])
     assert "argument --endpoint: must be a URL without a path" in capsys.readouterr().err
+
+
+def test_plan_manifest_of_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MANIFEST_ENV, "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmeta")
+    monkeypatch.setenv(f"{MANIFEST_ENV}_1", "data: {name: bot}\nspec:\n  modle: {}\n")
+    status, out, err = run_trainer("plan")
+    assert (status, out) == (Reason.CONFIG_INVALID.exit_code, "")
+    assert err.startswith("ConfigInvalid: $FINETUNE_MANIFEST:")
+    assert "spec.modle: there is no such field (line 5)" in err
+
+
+def test_plan_without_manifest_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MANIFEST_ENV, raising=False)
+    status, _, err = run_trainer("plan")
+    assert (status, err) == (
+        Reason.CONFIG_INVALID.exit_code,
+        "ConfigInvalid: $FINETUNE_MANIFEST: cannot be read: it is not set; name a manifest, such as job.yaml\n",
+    )

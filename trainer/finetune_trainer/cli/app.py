@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from finetune_trainer.config.manifest_text import ENVIRONMENT_MANIFEST, find_environment_manifest
 from finetune_trainer.config.suspend_step import STEP_PATTERN
 from finetune_trainer.contract import SCRATCH_ENV, Reason, Storage
 from finetune_trainer.errors import TrainerError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from finetune_trainer.cli.generate import GenerateRequest
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CHAT_PORT = 8000
+"""Default port of `chat-server`."""
 MAX_SHOWN_ROWS = 1000
 """Maximum of `plan --show-rows`: the data preparation keeps the locations of as many rows."""
 
@@ -74,8 +77,10 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    manifest_help = "YAML of a FineTuneJob, a FineTuneSchedule or a FineTuneSweep"
-    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help=manifest_help)
+    manifest_help = "YAML of a FineTuneJob, a FineTuneSchedule or a FineTuneSweep; absent: $FINETUNE_MANIFEST"
+    parser.add_argument(
+        "manifest", nargs="?", type=Path, default=ENVIRONMENT_MANIFEST, metavar="MANIFEST", help=manifest_help
+    )
     parser.add_argument(
         "--gpu-hour-price", type=float, metavar="PRICE", help="price of one GPU for an hour; adds the cost of a series"
     )
@@ -106,19 +111,34 @@ def _parse_row_count(text: str) -> int:
 
 
 def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    parser.add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be given several times")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, default=128, help="maximum length of a completion (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
+
+
+def _add_chat_server_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    parser.add_argument("--port", metavar="PORT", type=int, default=CHAT_PORT, help="port on 127.0.0.1 (%(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, default=1024, help="maximum length of an answer (%(default)s)"
+    )
+    parser.set_defaults(prompt=())
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a base model and an adapter."""
     add_argument = parser.add_argument
+    manifest_help = "use model, adapter and storage of this FineTuneJob; absent: $FINETUNE_MANIFEST, if it is set"
     add_argument(
-        "manifest", nargs="?", type=Path, metavar="MANIFEST", help="use model, adapter and storage of this FineTuneJob"
+        "manifest", nargs="?", type=Path, default=find_environment_manifest(), metavar="MANIFEST", help=manifest_help
     )
     add_argument("--model", metavar="URI", help="base model: a folder, s3://, hf:// or pvc://")
     add_argument("--adapter", metavar="URI", help="adapter: a folder or s3://; absent: base model only")
     add_argument("--base-only", action="store_true", help="ignore the adapter of the manifest")
-    add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be given several times")
-    add_argument(
-        "--max-new-tokens", metavar="N", type=int, default=128, help="maximum length of a completion (%(default)s)"
-    )
     add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
-    add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     _add_work_dir_argument(parser)
 
 
@@ -209,6 +229,11 @@ _COMMANDS = (
     ("run", "train and publish the adapter", _add_run_arguments),
     ("plan", "show what a run would do and need, without training", _add_plan_arguments),
     ("generate", "generate completions with the base model and with the adapter", _add_generate_arguments),
+    (
+        "chat-server",
+        "serve the base model and the adapter on 127.0.0.1 with OpenAI's chat protocol",
+        _add_chat_server_arguments,
+    ),
     ("cache", "fill or list a cache of base models", _add_cache_arguments),
     ("clean", "delete old checkpoints of ended runs below a prefix", _add_clean_arguments),
     ("sync-alias", "keep a folder up to date with the champion of a schedule", _add_sync_alias_arguments),

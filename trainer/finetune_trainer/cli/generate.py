@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,15 +54,9 @@ class CompletionComparison:
 
 def compare_completions(request: GenerateRequest, scratch: Path) -> list[CompletionComparison]:
     """Complete the prompts with the base model and, if there is an adapter, with the adapter."""
-    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as temporary_path:
-        folder = Path(temporary_path)
-        adapter_dir = _fetch_adapter(request, folder / "adapter")
-        model_dir = _fetch_model(request, _choose_revision(request, adapter_dir), folder / "model")
-
-        from finetune_trainer.inputs import model_files
+    with fetch_models(request, scratch) as (model_dir, adapter_dir):
         from finetune_trainer.modeling.generation import generate_completions
 
-        model_files.check_model_dir(model_dir)
         base_completions = generate_completions(model_dir, None, request.prompts, request.max_new_tokens)
         adapter_completions: Sequence[str | None] = [None] * len(base_completions)
         if adapter_dir is not None:
@@ -70,6 +65,20 @@ def compare_completions(request: GenerateRequest, scratch: Path) -> list[Complet
             CompletionComparison(*row)
             for row in zip(request.prompts, base_completions, adapter_completions, strict=True)
         ]
+
+
+@contextmanager
+def fetch_models(request: GenerateRequest, scratch: Path) -> Iterator[tuple[Path, Path | None]]:
+    """Yield the folders of the base model and of the adapter, which are downloaded to a temporary folder if needed."""
+    with TemporaryDirectory(prefix="finetune-", dir=scratch, ignore_cleanup_errors=True) as temporary_path:
+        folder = Path(temporary_path)
+        adapter_dir = _fetch_adapter(request, folder / "adapter")
+        model_dir = _fetch_model(request, _choose_revision(request, adapter_dir), folder / "model")
+
+        from finetune_trainer.inputs import model_files
+
+        model_files.check_model_dir(model_dir)
+        yield model_dir, adapter_dir
 
 
 def _fetch_model(request: GenerateRequest, revision: str | None, target: Path) -> Path:

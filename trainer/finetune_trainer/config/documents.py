@@ -11,6 +11,8 @@ from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 
+from finetune_trainer.config.manifest_text import read_manifest_text
+
 
 class DocumentError(Exception):
     """A file cannot be read or is not YAML. The message says why, as the rest of a sentence about the file."""
@@ -30,7 +32,7 @@ _PlainConstructor.add_constructor("tag:yaml.org,2002:timestamp", _PlainConstruct
 def read_documents(path: Path) -> list[Any]:
     """Return the documents of a file with their line numbers, without empty ones. Raises `DocumentError`."""
     try:
-        return parse_documents(path.read_text(encoding="utf-8"))
+        return parse_documents(read_manifest_text(path))
     except OSError as error:
         raise DocumentError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

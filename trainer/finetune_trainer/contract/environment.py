@@ -21,6 +21,9 @@ def join_parts(environment: Mapping[str, str], variable: str) -> str:
     return "".join(takewhile(bool, parts))
 
 
+MANIFEST_ENV = "FINETUNE_MANIFEST"
+"""Environment variable with the text of a manifest, for the commands of pods that a user starts. A long one continues
+in `FINETUNE_MANIFEST_1` and so on."""
 RUN_ID_ENV = "FINETUNE_RUN_ID"
 """Identifier that all attempts of a run share: the uid of the FineTuneJob. If unset, each process is a separate run."""
 JOB_ENV = "FINETUNE_JOB"

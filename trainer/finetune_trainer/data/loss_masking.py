@@ -357,6 +357,20 @@ def get_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.bos_token_id] if starts_with_bos else []
 
 
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], template_date: date | None = None
+) -> list[int]:
+    """Tokenize turns with `role` and `content`, followed by the beginning of an answer. Errors as `encode_prompt`."""
+    finder = ControlTokenFinder(tokenizer)
+    text = tokenizer.apply_chat_template(
+        [{**turn, "content": finder.mark_text(turn["content"])} for turn in turns],
+        add_generation_prompt=True,
+        tokenize=False,
+        **build_date_variables(template_date),
+    )
+    return encode_texts(tokenizer, [cut_at_marks(text)[0]])[0].ids
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template_date: date | None = None) -> list[int]:
     """Tokenize a prompt as in training: as a user turn, or as plain text if there is no chat template.
 
@@ -365,11 +379,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template_date
     the errors of the chat template (see `template_errors`) if it rejects the prompt.
     """
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": ControlTokenFinder(tokenizer).mark_text(prompt)}]
-        text = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False, **build_date_variables(template_date)
-        )
-        return encode_texts(tokenizer, [cut_at_marks(text)[0]])[0].ids
+        return encode_turns(tokenizer, [{"role": "user", "content": prompt}], template_date)
     prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     bos_ids = get_bos_ids(tokenizer)
     return prompt_ids if prompt_ids[: len(bos_ids)] == bos_ids else [*bos_ids, *prompt_ids]

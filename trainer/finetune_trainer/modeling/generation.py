@@ -21,7 +21,9 @@ from finetune_trainer.modeling.positions import get_max_positions
 from finetune_trainer.modeling.stored_quantization import build_dequantization_config
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 
@@ -80,6 +82,8 @@ class TextGenerator:
     max_new_tokens: int
     heartbeat: Callable[[], None] = lambda: None
     """Called after each batch."""
+    streamer: BaseStreamer | None = None
+    """Gets the tokens of a single prompt and of its answer as they are generated."""
 
     def generate(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """Return one answer for each prompt, which is given in tokens."""
@@ -141,11 +145,13 @@ class TextGenerator:
 
     def _generate_batch(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
         """Return the new tokens of each prompt."""
-        output = self._call_model(prompts, config)
+        output = self._call_model(prompts, config, self.streamer)
         completions: list[list[int]] = output.sequences[:, max(map(len, prompts)) :].tolist()
         return completions
 
-    def _call_model(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> GenerateDecoderOnlyOutput:
+    def _call_model(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, streamer: BaseStreamer | None = None
+    ) -> GenerateDecoderOnlyOutput:
         """Pad the prompts on the left to shape (prompts, tokens), and return what `generate` returns."""
         import torch
 
@@ -156,7 +162,10 @@ class TextGenerator:
         device = self.model.device
         with torch.no_grad(), ignore_model_config(self.model), _disable_router_loss(self.model):
             output: GenerateDecoderOnlyOutput = self.model.generate(
-                input_ids=ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
+                input_ids=ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                streamer=streamer,
             )
         return output
 
@@ -175,26 +184,38 @@ def generate_completions(
     that end an answer are those of the adapter, if there is one. Raises `MODEL_INVALID`.
     """
     tokenizer = load_tokenizer(adapter_dir or model_dir)
-    model = _load_for_inference(model_dir, adapter_dir)
+    model = load_for_inference(model_dir, adapter_dir)
     encoded_prompts = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     return [answer.text for answer in TextGenerator(model, tokenizer, max_new_tokens).generate(encoded_prompts)]
 
 
-def _load_for_inference(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
+def load_for_inference(model_dir: Path, adapter_dir: Path | None) -> PreTrainedModel:
+    """Load a model, with an adapter if there is one, in the precision of this machine. Raises `MODEL_INVALID`."""
+    base = load_base_model(model_dir)
+    return (base if adapter_dir is None else add_adapter(base, adapter_dir)).eval()
+
+
+def load_base_model(model_dir: Path) -> PreTrainedModel:
+    """Load a base model in the precision of this machine. Raises `MODEL_INVALID`."""
     import torch
-    from peft import PeftModel
-    from transformers import GenerationConfig
 
     dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     model_config = load_model_config(model_dir)
     build_meta_model(model_config)  # fails for invalid sizes
     base, info = load_weights(model_dir, model_config, dtype, build_dequantization_config(model_config))
     check_loading_info(base, info)
-    if adapter_dir is not None and (adapter_dir / "generation_config.json").is_file():
+    return base
+
+
+def add_adapter(base: PreTrainedModel, adapter_dir: Path) -> PeftModel:
+    """Load an adapter into a base model, whose generation config becomes that of the adapter, if it has one."""
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    if (adapter_dir / "generation_config.json").is_file():
         with translate_model_errors():
             base.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
-    model = base if adapter_dir is None else PeftModel.from_pretrained(base, str(adapter_dir))
-    return model.eval()
+    return PeftModel.from_pretrained(base, str(adapter_dir))
 
 
 def collect_end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,0 +1,1 @@
+"""Checks of `finetune doctor`: what a cluster and a namespace lack for a run."""
