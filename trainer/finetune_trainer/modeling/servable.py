@@ -57,9 +57,7 @@ _FEATURES = {
     ),
     # convert_lora_to_gguf.py writes lora_alpha alone, and llama.cpp scales by alpha / rank.
     "rslora": _Feature(
-        "",
-        f"No: llama.cpp scales an adapter by alpha / rank, not by that of rslora; {_MERGED}, or train with "
-        "training.lora.variant lora.",
+        "", "Yes, as GGUF of finetune-trainer export: the converter of llama.cpp ignores the scaling of rslora."
     ),
     # Neither vllm/lora/utils.py nor convert_lora_to_gguf.py knows the names of the trained rows.
     "tokens": _Feature(
@@ -92,8 +90,7 @@ def describe_servable(config: TrainerConfig, architecture: str) -> Servable:
     features = [_FEATURES[name] for name in _list_features(config)]
     return Servable(
         vllm=next((each.vllm for each in features if each.vllm), None) or _describe_vllm(config, architecture),
-        llama_cpp=next((each.llama_cpp for each in features if each.llama_cpp), None)
-        or describe_llama_cpp_family(architecture),
+        llama_cpp=_describe_llama_cpp(features, architecture),
         peft=YES,
     )
 
@@ -153,6 +150,14 @@ def _describe_vllm(config: TrainerConfig, architecture: str) -> str:
     flag = f", with --max-lora-rank {choose_vllm_rank(rank)}" if rank > VLLM_DEFAULT_RANK else ""
     note = "" if has_public_base_name(config) else "; for its resolvers set output.baseModelName"
     return f"{YES}{flag}{note}"
+
+
+def _describe_llama_cpp(features: list[_Feature], architecture: str) -> str:
+    family = describe_llama_cpp_family(architecture)
+    if not family.startswith(YES):
+        return family
+    texts = sorted((each.llama_cpp for each in features if each.llama_cpp), key=lambda text: text.startswith(YES))
+    return texts[0] if texts else family
 
 
 def _shorten(architecture: str) -> str:
