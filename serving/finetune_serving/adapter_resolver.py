@@ -25,7 +25,7 @@ from finetune_trainer.publishing.alias_signature import load_public_key
 from finetune_trainer.publishing.result_download import download_files, list_adapter_files
 from finetune_trainer.publishing.signing import SIGNATURE_NAME
 from finetune_trainer.records.manifest import MANIFEST_NAME, FileRecord, compute_digest
-from finetune_trainer.storage import S3, Location, get_object_size, read_object
+from finetune_trainer.storage import S3, Location, read_object
 from finetune_trainer.text import to_one_line
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ _REQUEST = re.compile(rf"(?P<name>{_OBJECT_NAME})(@(?P<run>{_OBJECT_NAME}))?")
 """`NAME` or `NAME@RUN`, both names of Kubernetes objects. They have no slash, and no empty part between dots."""
 _MAX_LOGGED = 200
 _FOLDER_LENGTH = 32
-_MAX_RECORD_BYTES = 16 * 2**20
-"""Largest size of an alias, a manifest and a signature."""
 
 
 class NotResolvedError(Exception):
@@ -73,9 +71,9 @@ class _Result:
 class AdapterResolver:
     """Provides adapters by name. Safe to use from several threads; several processes may share the cache."""
 
-    def __init__(self, settings: ResolverSettings) -> None:
+    def __init__(self, settings: ResolverSettings, s3: S3 | None = None) -> None:
         self.settings = settings
-        self._s3 = S3(Storage(endpoint=settings.endpoint))
+        self._s3 = s3 or S3(Storage(endpoint=settings.endpoint))
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def resolve(self, base_model: str, request: str) -> Path | None:
@@ -106,7 +104,6 @@ class AdapterResolver:
         prefix = Location.parse_folder(self.settings.prefix.replace(NAME_PLACEHOLDER, name))
         if run:
             return self._read_result(prefix.child(f"{run}/"), None)
-        self._check_small(prefix.child(ALIAS_NAME))
         alias = read_alias(self._s3, prefix.child(ALIAS_NAME), self._key)
         if alias is None:
             return self._read_result(prefix, None)
@@ -118,23 +115,13 @@ class AdapterResolver:
     def _read_result(self, prefix: Location, digest: str | None) -> _Result:
         """Return the result at a prefix, which must have this digest unless it is None."""
         location = prefix.child(MANIFEST_NAME)
-        manifest = self._read_small(location)
+        manifest = read_object(self._s3, location)
         if manifest is None:
             raise NotResolvedError(f"{location} does not exist; publish the result, or check FINETUNE_LORA_PREFIX")
         result = _Result(prefix, manifest)
         if digest not in (None, result.digest):
             raise NotResolvedError(f"{location} has the digest {result.digest}, but the alias names {digest}")
         return result
-
-    def _read_small(self, location: Location) -> bytes | None:
-        self._check_small(location)
-        return read_object(self._s3, location)
-
-    def _check_small(self, location: Location) -> None:
-        """Raise for an object that is too large to be read into memory."""
-        size = get_object_size(self._s3, location) or 0
-        if size > _MAX_RECORD_BYTES:
-            raise NotResolvedError(f"{location} has {size} bytes, more than {_MAX_RECORD_BYTES}")
 
     def _provide(self, result: _Result) -> Path:
         """Return the folder of a result in the cache. It appears there complete and verified."""
@@ -191,7 +178,7 @@ class AdapterResolver:
         """Raise unless the key has signed exactly the files in the folder."""
         if self.settings.public_key is None:
             return
-        signature = self._read_small(result.prefix.child(SIGNATURE_NAME))
+        signature = read_object(self._s3, result.prefix.child(SIGNATURE_NAME))
         if signature is None:
             raise NotResolvedError(f"{result.prefix} is not signed")
         (folder / SIGNATURE_NAME).write_bytes(signature)
