@@ -23,12 +23,15 @@ BASE_MODEL_PLACEHOLDER = "ORGANIZATION/BASE-MODEL"
 TASK_IMAGE_PLACEHOLDER = "registry.example/finetune-task:0.1.0"
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
 _SECRET = "s3-credentials"
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_CREDENTIALS = [
+    {"name": key, "valueFrom": {"secretKeyRef": {"name": _SECRET, "key": key}}}
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+]
 _PORT, _USER = 8000, 65532
 _ADAPTERS, _CACHE = "/adapters", "/cache"
 _MAX_NAME = 50
 _HEAD = """\
-# Serves {kind} {uri} with {server}. Check these values, then run: kubectl apply -f {file}
+# Serves {kind} {uri} with {server}. Check these values before you apply it:
 #   {base_model}: the base model, which is downloaded from the Hugging Face hub
 """
 _VLLM_HEAD = f"""\
@@ -55,6 +58,10 @@ class ServedAdapter:
     """Endpoint of the store, if it is not AWS."""
     image: str = TASK_IMAGE_PLACEHOLDER
     """Image that has `finetune-trainer sync-alias`."""
+    revision: str = ""
+    """Commit of the base model on the hub. Empty: the server chooses it."""
+    region: str | None = None
+    """Region of the store. If unset, sync-alias uses us-east-1."""
 
     @property
     def follows_alias(self) -> bool:
@@ -72,18 +79,20 @@ def describe_adapter_to_serve(manifest: AdapterManifest, adapter_info: AdapterIn
         rank=choose_vllm_rank(config.training.lora.rank),
         endpoint=config.storage.endpoint,
         image=image or TASK_IMAGE_PLACEHOLDER,
+        revision=manifest.model.revision if config.model.uri == f"hf://{base_model}" else "",
+        region=config.storage.region,
     )
 
 
 def render_vllm(adapter: ServedAdapter) -> str:
     """Return a Deployment of vLLM and its Service."""
-    head = _render_head(adapter, "vLLM", VLLM_NAME) + _VLLM_HEAD.format(image=adapter.image)
+    head = _render_head(adapter, "vLLM") + _VLLM_HEAD.format(image=adapter.image)
     return head + _to_yaml([build_deployment(adapter), _build_service(adapter)])
 
 
 def render_kserve(adapter: ServedAdapter) -> str:
     """Return an LLMInferenceService of KServe, which loads adapters at the start of a pod alone."""
-    head = _render_head(adapter, "KServe", KSERVE_NAME) + _KSERVE_HEAD
+    head = _render_head(adapter, "KServe") + _KSERVE_HEAD
     return head + _to_yaml([build_llm_inference_service(adapter)])
 
 
@@ -168,12 +177,13 @@ def _build_service(adapter: ServedAdapter) -> dict[str, Any]:
 
 def _build_sync_container(adapter: ServedAdapter, name: str, arguments: Sequence[str]) -> dict[str, Any]:
     endpoint = [f"--endpoint={adapter.endpoint}"] if adapter.endpoint else []
+    region = [{"name": "AWS_REGION", "value": adapter.region}] if adapter.region else []
     return {
         "name": name,
         "image": adapter.image,
         "command": ["finetune-trainer"],
         "args": ["sync-alias", adapter.source, _ADAPTERS, *arguments, *endpoint],
-        "env": [{"name": key, "valueFrom": {"secretKeyRef": {"name": _SECRET, "key": key}}} for key in _CREDENTIALS],
+        "env": [*_CREDENTIALS, *region],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": {**_CONFINED, "readOnlyRootFilesystem": True},
         "volumeMounts": [{"name": "adapters", "mountPath": _ADAPTERS}],
@@ -181,7 +191,7 @@ def _build_sync_container(adapter: ServedAdapter, name: str, arguments: Sequence
 
 
 def _build_vllm_container(adapter: ServedAdapter) -> dict[str, Any]:
-    current = f"{_ADAPTERS}/current"
+    current, revision = f"{_ADAPTERS}/current", [f"--revision={adapter.revision}"] if adapter.revision else []
     environment = {"HOME": _CACHE, "HF_HOME": f"{_CACHE}/huggingface"}
     if adapter.follows_alias:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "true"
@@ -189,7 +199,7 @@ def _build_vllm_container(adapter: ServedAdapter) -> dict[str, Any]:
     return {
         "name": "vllm",
         "image": VLLM_IMAGE,
-        "command": ["vllm", "serve", adapter.base_model],
+        "command": ["vllm", "serve", adapter.base_model, *revision],
         "args": [
             f"--port={_PORT}",
             "--enable-lora",
@@ -213,9 +223,9 @@ def _build_vllm_container(adapter: ServedAdapter) -> dict[str, Any]:
     }
 
 
-def _render_head(adapter: ServedAdapter, server: str, file: str) -> str:
+def _render_head(adapter: ServedAdapter, server: str) -> str:
     kind = "the champion of" if adapter.follows_alias else "the adapter"
-    return _HEAD.format(kind=kind, uri=adapter.source, server=server, file=file, base_model=adapter.base_model)
+    return _HEAD.format(kind=kind, uri=adapter.source, server=server, base_model=adapter.base_model)
 
 
 def _to_object_name(text: str) -> str:
