@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, ValidationError
 
-from finetune_serving.settings import NAME_PLACEHOLDER, ResolverSettings
+from finetune_serving.settings import LOGGER_NAME, NAME_PLACEHOLDER, ResolverSettings
 from finetune_trainer.contract import Model, Reason, Servable, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing.alias_reader import read_alias
@@ -31,7 +31,7 @@ from finetune_trainer.text import to_one_line
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(LOGGER_NAME)
 
 ALIAS_NAME = "champion.json"
 """Name of the alias of a schedule below the prefix of its name."""

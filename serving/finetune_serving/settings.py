@@ -18,6 +18,8 @@ MAX_CACHE_BYTES_ENV = "FINETUNE_LORA_MAX_CACHE_BYTES"
 MAX_RANK_ENV = "FINETUNE_LORA_MAX_RANK"
 PUBLIC_KEY_ENV = "FINETUNE_LORA_PUBLIC_KEY"
 NAME_PLACEHOLDER = "{name}"
+LOGGER_NAME = "vllm.finetune_serving"
+"""Below the logger of vLLM, which shows no lines of other ones."""
 _DEFAULT_CACHE_BYTES = 20 * 2**30
 _DEFAULT_RANK = 16
 _PREFIX = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^{}*?\\\x00-\x20]*\{name\}/?")

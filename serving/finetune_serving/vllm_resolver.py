@@ -10,9 +10,9 @@ import asyncio
 import logging
 import os
 
-from finetune_serving.settings import PREFIX_ENV, ResolverSettings
+from finetune_serving.settings import LOGGER_NAME, PREFIX_ENV, ResolverSettings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(LOGGER_NAME)
 
 RESOLVER_NAME = "finetune-operator"
 

@@ -92,7 +92,7 @@ def store(s3: S3Server, s3_client: S3, tmp_path: Path) -> Store:
 @pytest.fixture
 def explain(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """Return the only line of the log since the last call."""
-    caplog.set_level(logging.WARNING, "finetune_serving")
+    caplog.set_level(logging.WARNING, "vllm.finetune_serving")
 
     def read() -> str:
         (line,) = caplog.messages
