@@ -71,6 +71,8 @@ def _check_refusals(vllm: VllmProcess, adapters: dict[str, Adapter]) -> None:
     for name in ("quickstart@missing", "../quickstart", "s3://adapters/quickstart/first", "quickstart@../first"):
         answer = vllm.chat(name, "hello")
         _check(answer.status == 404, f"the resolver refuses {name}", answer.body)
+    lines = vllm.log.read_text().count("is not loaded: ")
+    _check(lines == 6, "each refusal of the resolver has one line in the log", str(lines))
 
 
 def _check_equal(vllm: VllmProcess, model: str, adapter: Adapter) -> None:
