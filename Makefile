@@ -16,7 +16,7 @@ PARALLEL := --numprocesses=logical --maxprocesses=4
 # Clusters are independent of the checkout, so several can run at once: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down demo-notice samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix
+.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down demo-notice samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix test-serving
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -112,6 +112,9 @@ bench-gpu: setup ## tokens per second, memory and losses of the training paths o
 
 test-gpu: setup ## tests that need a GPU, by hand on a machine that has one; 6 minutes
 	@$(RUN) pytest -m gpu tests/gpu
+
+test-serving: setup ## load published adapters in vLLM on the CPU and compare its answers, by hand; 10 minutes
+	@$(LOCAL) tools && OMP_NUM_THREADS=2 $(RUN) python -m tests.serving.check_vllm
 
 test-matrix: setup ## measure which model families work, and write the support matrix; 15 minutes
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write

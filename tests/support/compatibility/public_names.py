@@ -10,12 +10,13 @@ from finetune_operator.api import ConditionType, EventReason, OperatorReason, Ph
 from finetune_operator.api.schedule import ScheduleConditionType, ScheduleEventReason, ScheduleReason, Trigger
 from finetune_operator.api.sweep import SweepEventReason, SweepReason
 from finetune_operator.settings import Settings
+from finetune_serving import settings as resolver_settings
 from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
 from finetune_trainer.publishing import merged_output, output_lock, publish, signing
 from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
 from finetune_trainer.records import findings, manifest, sweep
-from finetune_trainer.reporting import writer
+from finetune_trainer.reporting import serving_manifests, writer
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.prometheus import render_metrics
 from finetune_trainer.telemetry.run_log import LOG_NAME
@@ -45,6 +46,9 @@ def collect_public_names() -> dict[str, dict[str, str]]:
             f"FINETUNE_OPERATOR_{name}".upper() for name in Settings.model_fields
         ),
         "environment of a trainer": _without_details(sorted({*_trainer_environment(), http_server.PORT_ENV})),
+        "environment of the resolver for vLLM": _without_details(
+            sorted(value for name, value in vars(resolver_settings).items() if name.endswith("_ENV"))
+        ),
         "keys of Secrets": _without_details(
             sorted(
                 {
@@ -115,4 +119,6 @@ def _output_keys() -> set[str]:
         manifest.UPLOAD_RECORD_NAME,
         manifest.MERGED_PREFIX,
         GENERATION_CONFIG_NAME,
+        serving_manifests.VLLM_NAME,
+        serving_manifests.KSERVE_NAME,
     }

@@ -54,6 +54,7 @@ def test_publish_manifest_describes_complete_result(s3: S3Server, prefix: str, t
         "digest": "sha256:" + hashlib.sha256(content).hexdigest(),
         "modelRevision": json.loads(content)["model"]["revision"],
         "metrics": {"x": 1.5},
+        "servable": json.loads(content)["servable"],
     }
     manifest = json.loads(content)
     assert {key: manifest[key] for key in ("apiVersion", "kind", "configDigest", "config", "backend")} == {

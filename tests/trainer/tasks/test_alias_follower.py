@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -27,6 +29,7 @@ from finetune_trainer.records.manifest import compute_digest
 from finetune_trainer.storage import S3, Location
 from finetune_trainer.tasks.alias_follower import AliasFollower
 from finetune_trainer.tasks.promote import promote
+from finetune_trainer.tasks.vllm_server import VllmServer
 
 if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
@@ -344,7 +347,7 @@ def test_sync_alias_command_once_raises_what_is_wrong(serving: Serving) -> None:
     assert serving.read_card() == "card of bot-1"
 
 
-@pytest.mark.parametrize("uri", ["champion.json", "s3://bucket", "s3://bucket/folder/", "https://host/x"])
+@pytest.mark.parametrize("uri", ["champion.json", "s3://bucket", "https://host/x"])
 def test_sync_alias_command_wrong_uri_is_refused(uri: str, tmp_path: Path) -> None:
     args = app.build_parser().parse_args(["sync-alias", uri, str(tmp_path), "--once"])
     with pytest.raises(TrainerError, match=f"{uri}: must be the alias of a schedule"):
@@ -355,3 +358,78 @@ def test_sync_alias_command_wrong_uri_is_refused(uri: str, tmp_path: Path) -> No
 def test_sync_alias_command_wrong_options_are_refused(options: list[str]) -> None:
     with pytest.raises(SystemExit):
         app.build_parser().parse_args(["sync-alias", "s3://bucket/x.json", "adapters", *options])
+
+
+class RecordingServer:
+    """An HTTP server in place of vLLM's API, which records the requests. Its status is the one of the next answers."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, Any]] = []
+        self.status = 200
+        recorder = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                recorder.requests.append((self.path, json.loads(content)))
+                self.send_response(recorder.status)
+                self.end_headers()
+                self.wfile.write(b"no such route")
+
+            def log_message(self, *args: object) -> None:
+                """Write nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def vllm_api() -> Iterator[RecordingServer]:
+    recorder = RecordingServer()
+    thread = threading.Thread(target=recorder.server.serve_forever)
+    thread.start()
+    yield recorder
+    recorder.server.shutdown()
+    thread.join()
+    recorder.server.server_close()
+
+
+def test_alias_follower_of_a_result_provides_its_files(serving: Serving) -> None:
+    result = put_result(serving.s3, serving.prefix, "bot-1")
+    follower = AliasFollower(serving.client, Location.parse(f"{result.adapter_uri}/"), serving.folder)
+    assert follower.update()
+    assert os.readlink(serving.current) == get_folder_name(result)
+    assert serving.read_card() == "card of bot-1"
+    assert not follower.update()
+
+
+def test_alias_follower_of_an_incomplete_result_names_the_manifest(serving: Serving) -> None:
+    follower = AliasFollower(serving.client, Location.parse(f"{serving.prefix}/bot-1/"), serving.folder)
+    with pytest.raises(TrainerError, match=r"bot-1/manifest\.json does not exist: the result is not complete"):
+        follower.update()
+
+
+def test_vllm_server_is_asked_once_for_each_adapter(tmp_path: Path, vllm_api: RecordingServer) -> None:
+    server = VllmServer(vllm_api.url, "bot")
+    for folder in ("a", "a", "b"):
+        server.load(tmp_path / folder)
+    bodies = [{"lora_name": "bot", "lora_path": str(tmp_path / name), "load_inplace": True} for name in ("a", "b")]
+    assert vllm_api.requests == [("/v1/load_lora_adapter", body) for body in bodies]
+
+
+def test_vllm_server_refusal_is_repeated_and_names_the_setting(tmp_path: Path, vllm_api: RecordingServer) -> None:
+    server, vllm_api.status = VllmServer(vllm_api.url, "bot"), 404
+    with pytest.raises(TrainerError, match="404 no such route; set VLLM_ALLOW_RUNTIME_LORA_UPDATING=true"):
+        server.load(tmp_path)
+    vllm_api.status = 200
+    server.load(tmp_path)
+    assert len(vllm_api.requests) == 2
+
+
+def test_vllm_server_that_is_not_up_is_a_transient_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="does not respond") as caught:
+        VllmServer("http://127.0.0.1:9", "bot").load(tmp_path)
+    assert caught.value.reason is Reason.STORAGE_UNREACHABLE

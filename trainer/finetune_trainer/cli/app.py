@@ -168,7 +168,9 @@ def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sync_alias_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("uri", metavar="URI", help="alias.uri of a FineTuneSchedule: s3://bucket/key")
+    parser.add_argument(
+        "uri", metavar="URI", help="alias.uri of a FineTuneSchedule: s3://bucket/key; or a result: s3://bucket/prefix/"
+    )
     parser.add_argument(
         "directory",
         type=Path,
@@ -181,6 +183,13 @@ def _add_sync_alias_arguments(parser: argparse.ArgumentParser) -> None:
     )
     frequency.add_argument("--once", action="store_true", help="update the folder once and exit")
     parser.add_argument("--key", type=Path, metavar="FILE", help="public key (PEM) that the alias must be signed with")
+    parser.add_argument(
+        "--vllm-url",
+        type=_parse_endpoint,
+        metavar="URL",
+        help="vLLM server that loads each new adapter without a restart",
+    )
+    parser.add_argument("--lora-name", metavar="NAME", help="name of the adapter at this server")
     parser.add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
 
 

@@ -161,6 +161,18 @@ class DatasetReport(Model):
     """digest is `sha256:…` over the URIs and content digests of all input objects."""
 
 
+class Servable(Model):
+    """Servable says for each inference server whether it loads the adapter: a text that begins with `Yes`, `No` or
+    `Unknown`, and that says why not and what to do, or which setting is needed."""
+
+    vllm: Annotated[str, StringConstraints(max_length=320)]
+    """vllm is whether vLLM loads the adapter, such as `Yes, with --max-lora-rank 64`."""
+    llama_cpp: Annotated[str, StringConstraints(max_length=320)]
+    """llamaCpp is whether llama.cpp, and Ollama with it, loads the adapter once it is converted to GGUF."""
+    peft: Annotated[str, StringConstraints(max_length=320)]
+    """peft is whether PEFT loads the adapter, which every run checks before it publishes."""
+
+
 class Result(Model):
     """Result describes the published result."""
 
@@ -182,6 +194,9 @@ class Result(Model):
     """verdicts are the conclusions of the evaluation. They are unset if an earlier version has published the result."""
     baselines: list[BaselineComparison] | None = Field(default=None, max_length=4)
     """baselines compare the result with `evaluation.baselines`."""
+    servable: Servable | None = None
+    """servable says which inference servers load the adapter. It is unset if an earlier version has published the
+    result."""
 
 
 class CacheResult(StrEnum):

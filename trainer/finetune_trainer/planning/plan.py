@@ -12,7 +12,7 @@ from pydantic import Field
 
 from finetune_trainer import input_preparation
 from finetune_trainer.config import loader
-from finetune_trainer.contract import DatasetReport, Reason, TrainerConfig
+from finetune_trainer.contract import DatasetReport, Reason, Servable, TrainerConfig
 from finetune_trainer.contract.base import Model
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
@@ -105,6 +105,8 @@ class Plan(Model):
     """For each common GPU size, the fastest settings that fit and keep the rows of each step."""
     estimated_seconds: dict[str, float]
     """Training time in seconds by type of GPU, divided by the number of ranks."""
+    servable: Servable
+    """Which inference servers load the adapter."""
     preflight: list[PreflightFinding] = Field(default=[])
     """Results of the preflight checks of `--check`; empty without it."""
     rows: list[ShownRow] = Field(default=[])
@@ -265,6 +267,7 @@ def _resolve_inputs(config: TrainerConfig) -> resolve.ResolvedInputs:
 
 def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, row_count: int) -> Plan:
     from finetune_trainer.modeling.positions import limit_max_length
+    from finetune_trainer.modeling.servable import describe_servable, read_architecture
     from finetune_trainer.planning import estimates
     from finetune_trainer.training.steps import resolve_accumulation
 
@@ -296,6 +299,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, 
         estimated_memory=MemoryReport(**vars(memory), total=memory.total, fits=dict(memory.fits_by_gpu_size())),
         recommendations=recommend_settings(config, size),
         estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},
+        servable=describe_servable(config, read_architecture(inputs.files.model_dir)),
         rows=shown_rows.collect_rows(prepared, inputs.tokenizer, row_count),
     )
 

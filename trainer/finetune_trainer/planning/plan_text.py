@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_trainer.contract import DatasetReport
+from finetune_trainer.contract import DatasetReport, Servable
 from finetune_trainer.formatting import format_bytes, format_duration
 from finetune_trainer.planning.plan import MemoryReport, Plan
 from finetune_trainer.planning.recommendations import format_recommendations
@@ -25,6 +25,7 @@ def to_text(plan: Plan, marks: TextMarks = QUOTE_MARKS) -> str:
         *_training_lines(plan),
         *_memory_lines(plan.estimated_memory),
         *_time_lines(plan),
+        *_servable_lines(plan.servable),
         *_preflight_lines(plan),
     ]
     width = max(len(label) for label, _ in lines)
@@ -101,6 +102,11 @@ def _time_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         "~ "
         + ", ".join(f"{gpu} {format_duration(max(seconds, 1))}" for gpu, seconds in plan.estimated_seconds.items()),
     )
+
+
+def _servable_lines(servable: Servable) -> Iterator[tuple[str, str]]:
+    yield "vLLM loads it", to_one_line(servable.vllm)
+    yield "llama.cpp loads it", to_one_line(servable.llama_cpp)
 
 
 def _preflight_lines(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import os
 
 from finetune_trainer.contract import JOB_ENV, DatasetReport, TrainerConfig
 from finetune_trainer.inputs.resolve import DownloadedInputs
+from finetune_trainer.modeling.servable import describe_servable, read_architecture
 from finetune_trainer.recipe import RECIPE
 from finetune_trainer.records.manifest import AdapterManifest, InputRecord, ModelRecord, get_installed_versions
 from finetune_trainer.telemetry.progress import current_timestamp
@@ -32,6 +33,7 @@ def build_manifest(
         backend=backend,
         dataset=report,
         metrics=metrics,
+        servable=describe_servable(config, read_architecture(files.model_dir)),
         versions=get_installed_versions(),
         files=[],
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from finetune_trainer.contract import BaselineComparison, DatasetReport, Model, Result, Verdicts
+from finetune_trainer.contract import BaselineComparison, DatasetReport, Model, Result, Servable, Verdicts
 from finetune_trainer.recipe import FIRST_RECIPE
 
 if TYPE_CHECKING:
@@ -112,10 +112,12 @@ class AdapterManifest(_LenientModel):
     verdicts: Verdicts | None = None
     baselines: list[BaselineComparison] | None = None
     """Comparison with each of `evaluation.baselines`."""
+    servable: Servable | None = None
+    """Which inference servers load the adapter."""
     versions: dict[str, str]
     files: list[FileRecord]
 
-    @field_validator("verdicts", "baselines", mode="wrap")
+    @field_validator("verdicts", "baselines", "servable", mode="wrap")
     @classmethod
     def _ignore_newer_record(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
         """Return None for a record that a newer trainer has written in a form that this one cannot read: the result
@@ -155,6 +157,7 @@ class AdapterManifest(_LenientModel):
             metrics=self.metrics,
             verdicts=self.verdicts,
             baselines=self.baselines,
+            servable=self.servable,
         )
 
 

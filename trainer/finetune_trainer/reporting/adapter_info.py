@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_trainer.contract import TrainerConfig, Training
+from finetune_trainer.contract import Servable, TrainerConfig, Training
 from finetune_trainer.formatting import format_duration, format_number
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.manifest import AdapterManifest
@@ -110,3 +110,10 @@ def list_timings(metrics: dict[str, float]) -> Iterator[tuple[str, str]]:
         yield "Training time", format_duration(metrics["trainSeconds"])
     if "finalLoss" in metrics:
         yield "Training loss at the last step", format_number(metrics["finalLoss"])
+
+
+def list_servers(servable: Servable | None) -> list[tuple[str, str]]:
+    """Return the name of each inference server, and whether it loads the adapter. Older results do not say."""
+    if servable is None:
+        return []
+    return [("vLLM", servable.vllm), ("llama.cpp, Ollama", servable.llama_cpp), ("PEFT", servable.peft)]

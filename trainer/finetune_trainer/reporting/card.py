@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from finetune_trainer.contract import DataSource, TrainerConfig
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES
 from finetune_trainer.formatting import format_number, pluralize
+from finetune_trainer.modeling.servable import VLLM_RANKS, YES, choose_vllm_rank
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport
 from finetune_trainer.records.manifest import AdapterManifest
@@ -27,6 +28,7 @@ from finetune_trainer.reporting.adapter_info import (
     describe_step,
     describe_training_length,
     get_run_name,
+    list_servers,
     list_settings,
     list_timings,
     parse_config,
@@ -57,8 +59,6 @@ _HUB_METRICS = {
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 """Name of a model that the hub accepts as a base model."""
 _HUB_DATASETS = "hf://datasets/"
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM accepts for `--max-lora-rank`."""
 _MAX_SAMPLES = 3
 _MAX_INPUTS = 20
 
@@ -76,6 +76,7 @@ def render_card(manifest: AdapterManifest, evaluation: EvaluationReport, adapter
         "max_inputs": _MAX_INPUTS,
         "samples": evaluation.samples[:_MAX_SAMPLES],
         "run_name": get_run_name(manifest),
+        "servers": list_servers(manifest.servable),
         "usage": _build_usage(manifest, adapter_info),
     }
     return _create_environment().get_template("card.md.j2").render(context)
@@ -114,7 +115,8 @@ class _Usage:
 
 def _build_usage(manifest: AdapterManifest, adapter_info: AdapterInfo) -> _Usage:
     lora = parse_config(manifest).training.lora
-    max_rank = next((rank for rank in _VLLM_RANKS if rank >= lora.rank), 0) if lora.variant != "dora" else 0
+    is_loaded = manifest.servable.vllm.startswith(YES) if manifest.servable else lora.variant != "dora"
+    max_rank = choose_vllm_rank(lora.rank) if is_loaded and lora.rank <= VLLM_RANKS[-1] else 0
     served_name = re.sub(r"[^A-Za-z0-9._-]+", "-", get_run_name(manifest).rpartition("/")[2]) or "adapter"
     base_model = adapter_info.base_name if _HUB_NAME.fullmatch(adapter_info.base_name) else "PATH_OF_THE_BASE_MODEL"
     revision = manifest.model.revision if manifest.model.uri == f"hf://{base_model}" else ""

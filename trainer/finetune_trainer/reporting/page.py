@@ -12,7 +12,13 @@ from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EvaluationReport, Sample
 from finetune_trainer.records.manifest import ROW_SCORES_NAME, AdapterManifest
 from finetune_trainer.reporting import charts, data_table, held_out_test, verdicts
-from finetune_trainer.reporting.adapter_info import get_run_name, list_settings, list_timings, parse_config
+from finetune_trainer.reporting.adapter_info import (
+    get_run_name,
+    list_servers,
+    list_settings,
+    list_timings,
+    parse_config,
+)
 from finetune_trainer.reporting.advice import build_advice
 from finetune_trainer.reporting.baselines import build_baseline_tables
 from finetune_trainer.reporting.environment import create_environment
@@ -85,6 +91,7 @@ def _settings_context(manifest: AdapterManifest, adapter_info: AdapterInfo) -> d
     return {
         "settings": list(list_settings(parse_config(manifest), adapter_info, manifest)),
         "timings": list(list_timings(manifest.metrics)),
+        "servers": list_servers(manifest.servable),
         "config_text": _format_yaml(manifest.config),
     }
 

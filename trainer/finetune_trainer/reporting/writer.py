@@ -11,12 +11,20 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from finetune_trainer.contract import IMAGE_ENV, RUN_ID_ENV
+from finetune_trainer.modeling.servable import YES
 from finetune_trainer.records.adapter import AdapterInfo
 from finetune_trainer.records.evaluation import EVALUATION_NAME, EvaluationReport
 from finetune_trainer.records.manifest import REPORT_NAME, ROW_SCORES_NAME, AdapterManifest, FileRecord
 from finetune_trainer.reporting.card import render_card
 from finetune_trainer.reporting.page import render_page
 from finetune_trainer.reporting.provenance import Builder, build_statement
+from finetune_trainer.reporting.serving_manifests import (
+    KSERVE_NAME,
+    VLLM_NAME,
+    describe_adapter_to_serve,
+    render_kserve,
+    render_vllm,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +40,7 @@ def write_reports(
     """Write model card, page and evaluation to `folder`, then the provenance of all files in it."""
     _try_write(folder / CARD_NAME, lambda: render_card(manifest, evaluation, adapter_info))
     write_evaluation(folder, manifest, evaluation, adapter_info)
+    _write_serving_manifests(folder, manifest, adapter_info)
     _try_write(folder / PROVENANCE_NAME, lambda: json.dumps(_build_provenance(folder, manifest), indent=2))
 
 
@@ -45,6 +54,15 @@ def write_evaluation(
         _try_write(
             folder / ROW_SCORES_NAME, lambda: "\n".join(row.model_dump_json(by_alias=True) for row in evaluation.rows)
         )
+
+
+def _write_serving_manifests(folder: Path, manifest: AdapterManifest, adapter_info: AdapterInfo) -> None:
+    """Write manifests of the servers that load the adapter."""
+    if manifest.servable is None or not manifest.servable.vllm.startswith(YES):
+        return
+    adapter = describe_adapter_to_serve(manifest, adapter_info, os.environ.get(IMAGE_ENV, ""))
+    _try_write(folder / VLLM_NAME, lambda: render_vllm(adapter).rstrip("\n"))
+    _try_write(folder / KSERVE_NAME, lambda: render_kserve(adapter).rstrip("\n"))
 
 
 def _try_write(path: Path, render: Callable[[], str]) -> None:

@@ -16,20 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publishing.alias_signature import SignatureInvalidError, verify_alias
+from finetune_trainer.publishing.alias_reader import read_alias
 from finetune_trainer.publishing.published_result import read_manifest
-from finetune_trainer.records.champion_alias import ChampionAlias, describe_content
-from finetune_trainer.records.manifest import (
-    MANIFEST_NAME,
-    MERGED_PREFIX,
-    FileRecord,
-    PublishedFiles,
-)
-from finetune_trainer.storage import MODEL_ERRORS, S3, Location, S3Object, download_objects, read_object
+from finetune_trainer.publishing.result_download import download_files, list_adapter_files
+from finetune_trainer.records.manifest import MANIFEST_NAME, compute_digest
+from finetune_trainer.storage import S3, Location, read_object
 from finetune_trainer.telemetry.failures import is_disk_full
 
 if TYPE_CHECKING:
@@ -44,11 +37,21 @@ _PARTIAL_NAME, _NEW_LINK_NAME = ".partial", ".current"
 
 
 @dataclass(frozen=True)
+class _Target:
+    """The result that becomes current."""
+
+    adapter_uri: str
+    digest: str
+    description: str
+
+
+@dataclass(frozen=True)
 class AliasFollower:
-    """The folder of one alias. Only one process may update it."""
+    """The folder of one alias, or of one result. Only one process may update it."""
 
     s3: S3
     alias: Location
+    """The alias, or the prefix of a result, which ends with a slash."""
     folder: Path
     key: EllipticCurvePublicKey | None = None
     """Key that the alias must be signed with. If unset, signatures are not verified."""
@@ -59,53 +62,46 @@ class AliasFollower:
         Raises `TrainerError` and changes nothing for an alias or an adapter that is missing, invalid or damaged. The
         adapter that was current before stays, and the ones before it are removed.
         """
-        alias = self._read_alias()
-        name = alias.digest.removeprefix("sha256:")[:_NAME_LENGTH]
+        target = self._read_target()
+        name = target.digest.removeprefix("sha256:")[:_NAME_LENGTH]
         with self._translate_errors():
             previous_name = self._read_link()
             if name == previous_name and (self.folder / name).is_dir():
                 return False
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / name).is_dir():
-                self._download(alias, name)
+                self._download(target, name)
             self._replace_link(name)
             self._remove_folders_except(name, previous_name)
-        log.info("alias: %s is %s of the run %s, promoted %s", CURRENT_NAME, name, alias.run, alias.promoted_time)
+        log.info("alias: %s is %s of %s", CURRENT_NAME, name, target.description)
         return True
 
-    def _read_alias(self) -> ChampionAlias:
-        content = read_object(self.s3, self.alias)
+    def _read_target(self) -> _Target:
+        if not self.alias.key.endswith("/"):
+            alias = read_alias(self.s3, self.alias, self.key)
+            if alias is None:
+                raise TrainerError(Reason.MODEL_NOT_FOUND, f"{self.alias} does not exist; check the URI")
+            return _Target(alias.adapter_uri, alias.digest, f"the run {alias.run}, promoted {alias.promoted_time}")
+        content = read_object(self.s3, self.alias.child(MANIFEST_NAME))
         if content is None:
-            raise TrainerError(Reason.MODEL_NOT_FOUND, f"{self.alias} does not exist; check the URI")
-        try:
-            alias = ChampionAlias.model_validate_json(content)
-        except ValidationError as error:
-            message = f"{self.alias} contains {describe_content(content)}, not the alias of a FineTuneSchedule"
-            raise TrainerError(Reason.ALIAS_CONFLICT, message) from error
-        if self.key is None:
-            return alias
-        try:
-            return verify_alias(content, self.key)
-        except SignatureInvalidError as error:
-            message = f"{self.alias} for the run {alias.run} is not used: {error}"
-            raise TrainerError(Reason.ALIAS_CONFLICT, message) from error
+            message = f"{self.alias.child(MANIFEST_NAME)} does not exist: the result is not complete; check the URI"
+            raise TrainerError(Reason.MODEL_NOT_FOUND, message)
+        return _Target(str(self.alias), compute_digest(content), f"the result {self.alias}")
 
-    def _download(self, alias: ChampionAlias, name: str) -> None:
+    def _download(self, result: _Target, name: str) -> None:
         """Download the adapter to a temporary folder, which is renamed when all files are verified."""
-        prefix, partial = Location.parse_folder(alias.adapter_uri), self.folder / _PARTIAL_NAME
+        prefix, partial = Location.parse_folder(result.adapter_uri), self.folder / _PARTIAL_NAME
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
-        content = read_manifest(self.s3, alias.adapter_uri, alias.digest)
-        files = [each for each in _parse_manifest(prefix, content) if not each.path.startswith(MERGED_PREFIX)]
-        # Without an ETag, no request is needed to find out the current one: the digest identifies the content.
-        objects = [S3Object(prefix.child(file.path), file.path, file.size, etag="") for file in files]
-        downloaded = download_objects(self.s3, objects, partial, MODEL_ERRORS, lambda _: None)
-        for file, received in zip(files, downloaded, strict=True):
-            if received.sha256 != file.sha256:
-                message = f"{received.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
-                raise TrainerError(Reason.STORAGE_CORRUPT, message)
+        content = read_manifest(self.s3, result.adapter_uri, result.digest)
+        download_files(self.s3, prefix, list_adapter_files(prefix, content), partial)
         (partial / MANIFEST_NAME).write_bytes(content)
         partial.rename(self.folder / name)
+
+    def find_current(self) -> Path | None:
+        """Return the folder that `current` points to, if there is one."""
+        name = self._read_link()
+        return self.folder / name if name else None
 
     def _read_link(self) -> str | None:
         link = self.folder / CURRENT_NAME
@@ -130,11 +126,3 @@ class AliasFollower:
             reason = Reason.DISK_FULL if is_disk_full(error) else Reason.ACCESS_DENIED
             message = f"{error.filename or self.folder} cannot be written: {error.strerror}; check its volume"
             raise TrainerError(reason, message) from error
-
-
-def _parse_manifest(prefix: Location, content: bytes) -> list[FileRecord]:
-    try:
-        return PublishedFiles.model_validate_json(content).files
-    except ValidationError as error:
-        message = f"{prefix.child(MANIFEST_NAME)} is no manifest that this version can read"
-        raise TrainerError(Reason.MODEL_INVALID, message) from error

@@ -197,6 +197,9 @@ def _shrink_outcome(outcome: Outcome) -> Iterator[Outcome]:
         outcome = outcome.model_copy(update={"message": _truncate_utf8(outcome.message, limit)})
         yield outcome
     reductions: list[dict[str, object]] = [{"progress": None}]
+    if outcome.result and outcome.result.servable:  # the manifest has it too
+        outcome = outcome.model_copy(update={"result": outcome.result.model_copy(update={"servable": None})})
+        yield outcome
     reductions += [{"result": _select_champion(outcome.result)}] if outcome.result else []
     reductions += [{"dataset": None}, {"log_uri": None}]  # the URI of the log follows from that of a result
     for reduction in reductions:
