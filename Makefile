@@ -16,7 +16,7 @@ PARALLEL := --numprocesses=logical --maxprocesses=4
 # Clusters are independent of the checkout, so several can run at once: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down demo-notice samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix
+.PHONY: help setup check lint types test-fast test test-kueue test-upgrade test-serving generate image cluster-up cluster-down demo demo-down demo-notice samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,7 +38,7 @@ types:
 
 test-fast:
 	@$(RUN) pytest --quiet $(PARALLEL) --dist=worksteal --ignore=tests/chart \
-	  -m "not s3 and not training and not cluster and not gpu and not upgrade"
+	  -m "not s3 and not training and not cluster and not gpu and not upgrade and not serving"
 
 test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for the local cluster
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.codegen --check
@@ -52,6 +52,9 @@ test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for
 
 test-kueue: setup ## tests with the real Kueue, built from source, in a separate cluster; 11 minutes of CPU time the first time
 	@trap '$(LOCAL) down kueue' EXIT; $(LOCAL) up kueue && FINETUNE_TEST_CLUSTER=kueue $(RUN) pytest -rP -m kueue
+
+test-serving: setup ## load published results into inference servers, by hand; compiles llama.cpp the first time, 10 minutes
+	@$(RUN) pytest -rP -m serving tests/serving
 
 test-upgrade: setup ## helm upgrade and rollback from earlier versions with active runs; needs the complete history
 	@$(LOCAL) tools && $(RUN) pytest -m upgrade

@@ -39,7 +39,7 @@ def fetch_converters(target: Path) -> None:
 def _download(folder: Path) -> Path:
     """Download the source distribution into `folder` and return its path."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    pip = [folder / "venv" / "bin" / "python", "-m", "pip"]
+    pip: list[str | Path] = [folder / "venv" / "bin" / "python", "-m", "pip"]
     for name, text in (("backend", _BUILD_BACKEND), ("source", _SOURCE)):
         (folder / name).write_text(text)
     options = ["--quiet", "--require-hashes", "--no-deps", "--no-cache-dir"]

@@ -80,7 +80,7 @@ def _run_command(argv: list[str]) -> int:
         return _run_task()
     queries = {
         "plan": _print_plan, "generate": _print_completions, "clean": _print_deletions, "cache": _print_cache,
-        "sync-alias": _sync_alias,
+        "sync-alias": _sync_alias, "export": _export_result,
     }  # fmt: skip
     return _run_query(lambda: queries[args.command](args))
 
@@ -199,6 +199,15 @@ def _print_completions(args: argparse.Namespace) -> Outcome:
     separator = "\n" if args.json else "\n\n"
     print(separator.join(comparison.to_json() if args.json else comparison.to_text() for comparison in comparisons))
     return termination_message.build_outcome(Reason.COMPLETED, f"{len(comparisons)} prompts completed")
+
+
+def _export_result(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli import app, export
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    print(export.export_result(app.build_export_request(args), app.resolve_scratch(args)))
+    return termination_message.build_outcome(Reason.COMPLETED, "exported")
 
 
 def _print_cache(args: argparse.Namespace) -> Outcome:

@@ -141,7 +141,7 @@ def _is_same(values: Matrix, source: Matrix, type_name: str) -> bool:
         source = source.T
     share = _ROUNDING[type_name]
     largest = np.abs(source).max(axis=-1, keepdims=True)
-    errors = share * (largest if type_name == "q8_0" else np.abs(source)) + _SMALLEST_F16
+    errors: Matrix = (share * (largest if type_name == "q8_0" else np.abs(source)) + _SMALLEST_F16).astype(np.float32)
     if bool((np.abs(values - source) <= errors).all()):
         return True
     return all(

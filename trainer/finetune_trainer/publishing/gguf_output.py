@@ -89,10 +89,10 @@ class GgufOutput:
 
     def _put_manifest(self, content: bytes) -> None:
         self._uploads.check_lock()
-        if not put_if_absent(self._s3, self._manifest_location, content):
-            if read_object(self._s3, self._manifest_location) != content:
-                message = f"{self._manifest_location} was written by another process meanwhile; remove it"
-                raise TrainerError(Reason.OUTPUT_EXISTS, message)
+        is_created = put_if_absent(self._s3, self._manifest_location, content)
+        if not is_created and read_object(self._s3, self._manifest_location) != content:
+            message = f"{self._manifest_location} was written by another process meanwhile; remove it"
+            raise TrainerError(Reason.OUTPUT_EXISTS, message)
         self._uploads.try_remove_record()
 
     def _read_manifest(self) -> GgufManifest | None:

@@ -42,7 +42,8 @@ class GgufTensor:
     def read(self) -> npt.NDArray[np.float32]:
         """Return the values in 32 bits."""
         raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=self.offset, shape=(self.end - self.offset,))
-        return _DECODERS[self.type_name](raw).reshape(self.shape)
+        values: npt.NDArray[np.float32] = _DECODERS[self.type_name](raw).reshape(self.shape)
+        return values
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def _read(file: BinaryIO, path: Path) -> GgufFile:
     magic, version, tensor_count, metadata_count = file.read(4), *_unpack(file, "IQQ")
     if magic != _MAGIC or version != _VERSION:
         raise ValueError(f"{path.name} is not a GGUF file of version {_VERSION}")
-    metadata = {_read_string(file): _read_value(file, _unpack(file, "I")[0]) for _ in range(metadata_count)}
+    metadata: dict[str, Any] = {
+        _read_string(file): _read_value(file, _unpack(file, "I")[0]) for _ in range(metadata_count)
+    }
     entries = [_read_tensor_entry(file) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     start = -(-file.tell() // alignment) * alignment
