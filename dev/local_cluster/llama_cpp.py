@@ -5,6 +5,7 @@ trainer is built with it too. pip reads the metadata of a source distribution wi
 as well.
 """
 
+import compileall
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def fetch_converters(target: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _extract(_download(folder), partial)
+    compileall.compile_dir(partial, quiet=1)  # where the scripts run, the folder is read-only
     partial.rename(target)
 
 
