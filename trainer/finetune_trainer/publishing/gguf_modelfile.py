@@ -131,4 +131,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, 
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template")
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return str(text).removeprefix(tokenizer.bos_token or "")  # Ollama adds it
+    return str(text).removeprefix(tokenizer.bos_token) if _adds_bos(tokenizer) else str(text)
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer adds the BOS token to a text, as Ollama then does too."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
