@@ -28,6 +28,8 @@ _ROUNDING = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 1 / 254 
 """Largest error of a value as a share of it; for q8_0 as a share of the largest value of its row."""
 _SMALLEST_F16 = 2.0**-24
 _LAYER = re.compile(r"(?:^|\.)(?:blk|layers|h|blocks)\.(\d+)\.")
+_NEWLINE_TOKEN = "<0x0A>"
+"""A token that all vocabularies of SentencePiece with tokens of bytes have."""
 _EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
@@ -70,7 +72,10 @@ def _check_tokenizer(path: Path, metadata: Mapping[str, Any], tokenizer: PreTrai
     if metadata.get("tokenizer.ggml.eos_token_id") != tokenizer.eos_token_id:
         found = metadata.get("tokenizer.ggml.eos_token_id")
         raise _error(path, f"its EOS token is {found}, that of the tokenizer {tokenizer.eos_token_id}")
-    if len(metadata.get("tokenizer.ggml.tokens", ())) < len(tokenizer):
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    if metadata.get("tokenizer.ggml.model") == "llama" and _NEWLINE_TOKEN not in tokens:  # llama.cpp aborts
+        raise _error(path, "the converter took its tokenizer for one of SentencePiece, but it has no tokens of bytes")
+    if len(tokens) < len(tokenizer):
         raise _error(path, f"its vocabulary has less than the {len(tokenizer)} tokens of the tokenizer")
 
 
