@@ -38,7 +38,7 @@ types:
 
 test-fast:
 	@$(RUN) pytest --quiet $(PARALLEL) --dist=worksteal --ignore=tests/chart \
-	  -m "not s3 and not training and not cluster and not browser and not gpu and not upgrade"
+	  -m "not s3 and not training and not cluster and not browser and not gpu and not upgrade and not serving"
 
 test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for the local cluster
 	@$(LOCAL) browser
@@ -113,8 +113,9 @@ bench-gpu: setup ## tokens per second, memory and losses of the training paths o
 test-gpu: setup ## tests that need a GPU, by hand on a machine that has one; 6 minutes
 	@$(RUN) pytest -m gpu tests/gpu
 
-test-serving: setup ## load published adapters in vLLM on the CPU and compare its answers, by hand; 10 minutes
+test-serving: setup ## load published results in vLLM and llama.cpp on the CPU and compare answers, by hand; 30 minutes
 	@$(LOCAL) tools && OMP_NUM_THREADS=2 $(RUN) python -m tests.serving.check_vllm
+	@$(RUN) pytest -rP -m serving tests/serving
 
 test-matrix: setup ## measure which model families work, and write the support matrix; 15 minutes
 	@OMP_NUM_THREADS=1 $(RUN) python -m tests.matrix.measure --write

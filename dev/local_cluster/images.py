@@ -51,7 +51,14 @@ DEMO_IMAGES = (OPERATOR, CPU_TRAINER, TASK)
 
 
 def _list_sources(dockerfile: str) -> Iterator[Path]:
-    files = ("pyproject.toml", "uv.lock", "README.md", "LICENSE", "dev/local_cluster/cuda_stubs.py")
+    files = (
+        "pyproject.toml",
+        "uv.lock",
+        "README.md",
+        "LICENSE",
+        "dev/local_cluster/cuda_stubs.py",
+        "dev/local_cluster/llama_cpp.py",
+    )
     for name in (dockerfile, ".dockerignore", *files):
         yield paths.REPOSITORY / name
     for folder in ("operator", "trainer"):

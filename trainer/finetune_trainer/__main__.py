@@ -80,7 +80,7 @@ def _run_command(argv: list[str]) -> int:
         return _run_task()
     queries = {
         "plan": _print_plan, "generate": _print_completions, "clean": _print_deletions, "cache": _print_cache,
-        "sync-alias": _sync_alias, "chat-server": _serve_chat,
+        "sync-alias": _sync_alias, "chat-server": _serve_chat, "export": _export_result,
     }  # fmt: skip
     return _run_query(lambda: queries[args.command](args))
 
@@ -208,6 +208,15 @@ def _serve_chat(args: argparse.Namespace) -> Outcome:
 
     chat_server.serve_chat(app.build_generate_request(args), app.resolve_scratch(args), args.port)
     return termination_message.build_outcome(Reason.COMPLETED, "served")
+
+
+def _export_result(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli import app, export
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    print(export.export_result(app.build_export_request(args), app.resolve_scratch(args)))
+    return termination_message.build_outcome(Reason.COMPLETED, "exported")
 
 
 def _print_cache(args: argparse.Namespace) -> Outcome:

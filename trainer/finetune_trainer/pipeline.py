@@ -29,7 +29,7 @@ from finetune_trainer.inputs import resolve
 from finetune_trainer.inputs.model_cache.cached_source import skip_unused_cache
 from finetune_trainer.inputs.resolve import DownloadedInputs, ResolvedInputs
 from finetune_trainer.inputs.weights_download import start_weights_download
-from finetune_trainer.publishing import merge_stage
+from finetune_trainer.publishing import gguf_stage, merge_stage
 from finetune_trainer.publishing.adapter_manifest import build_manifest
 from finetune_trainer.publishing.publish import OutputPrefix
 from finetune_trainer.records.manifest import AdapterManifest
@@ -84,7 +84,7 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
     `TrainerError` for problems that the user or an administrator can fix.
     """
     output, published = resolved.output, resolved.published
-    if published and not _should_merge_here(output, published):
+    if published and not _should_complete_here(output, published):
         output.remove_leftovers()  # of an attempt that died after publishing
         return published.to_outcome(output.uri)
     with open_run(resolved, scratch, recorder) as context:
@@ -111,10 +111,12 @@ def run(resolved: ResolvedRun, scratch: Path, recorder: OutcomeRecorder) -> Outc
         if adapter_dir is None:
             raise reject_adapter(report, output, checkpoints)
         outcome = publish_adapter(adapter_dir, report, output, checkpoints, context)
-        if not context.config.output.merged:
-            return outcome
-        merge_model = partial(merge_trained_adapter, model, inputs, context)
-        return merge_stage.add_merged_model(outcome, output, context, merge_model)
+        if context.config.output.merged:
+            merge_model = partial(merge_trained_adapter, model, inputs, context)
+            outcome = merge_stage.add_merged_model(outcome, output, context, merge_model)
+        model_dir = inputs.files.model_dir
+        collect = partial(gguf_stage.collect_trained_sources, outcome, output, model_dir, adapter_dir, context)
+        return gguf_stage.add_gguf_files(outcome, output, context, collect)
 
 
 def start_download(inputs: ResolvedInputs, context: RunContext) -> Future[DownloadedInputs]:
@@ -392,21 +394,25 @@ def merge_trained_adapter(model: LoadedModel, inputs: PreparedInputs, context: R
 
 
 def complete_published(published: PublishedResult, resolved: ResolvedRun, context: RunContext) -> Outcome:
-    """Return the outcome of a published result, and make its merged model if that is missing."""
+    """Return the outcome of a published result, and make its merged model and GGUF files if they are missing."""
     output = resolved.output
     outcome = published.to_outcome(output.uri)
-    if not _should_merge_here(output, published):
+    if not _should_complete_here(output, published):
         return outcome
     output.clear_checkpoints()
     if topology.topology_from_env().processes_per_node > 1:
         topology.use_first_gpu()
-    merge_model = partial(_merge_published_adapter, published, resolved, context)
-    return merge_stage.add_merged_model(outcome, output, context, merge_model)
+    if output.lacks_merged_model(published):
+        merge_model = partial(_merge_published_adapter, published, resolved, context)
+        outcome = merge_stage.add_merged_model(outcome, output, context, merge_model)
+    model = resolved.inputs.model
+    fetch = partial(gguf_stage.fetch_published_sources, outcome, published, output, model, context)
+    return gguf_stage.add_gguf_files(outcome, output, context, fetch)
 
 
-def _should_merge_here(output: OutputPrefix, published: PublishedResult) -> bool:
-    """Return whether a published result lacks its merged model and this is the process of the run that makes it."""
-    if not output.lacks_merged_model(published):
+def _should_complete_here(output: OutputPrefix, published: PublishedResult) -> bool:
+    """Return whether a published result lacks its merged model or GGUF files, and this process makes them."""
+    if not (output.lacks_merged_model(published) or output.lacks_gguf_files(published)):
         return False
     return topology.is_rank_zero() and topology.topology_from_env().node_rank == 0
 

@@ -58,6 +58,10 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         },
         "spec.evaluation.gate": [FOLD_LOSS_GATE, {"metric": "evalLoss", "minImprovement": 0}],
     },
+    "a GGUF file of the adapter": {"spec.output.gguf": "q8_0", "spec.model.quantization": "nf4"},
+    "a GGUF file of a merged DoRA": {
+        "spec.output.gguf": "bf16", "spec.output.merged": True, "spec.training.lora.variant": "dora",
+    },
     "stopped early": {**VALIDATION_SPLIT, "spec.training.earlyStopping": {}},
     "all that can be found out": {
         **VALIDATION_SPLIT,

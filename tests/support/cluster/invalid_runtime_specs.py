@@ -175,6 +175,16 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a quantized model to merge": (
         {"spec.model.quantization": "nf4", "spec.output.merged": True}, "spec", "output.merged needs",
     ),
+    "an unknown GGUF type": (
+        {"spec.output.gguf": "q4_k_m"}, "spec.output.gguf", "Unsupported",
+    ),
+    "a GGUF file of a DoRA adapter": (
+        {"spec.output.gguf": "f16", "spec.training.lora.variant": "dora"}, "spec", "output.gguf needs output.merged",
+    ),
+    "a GGUF file of trained tokens": (
+        {"spec.output.gguf": "f16", "spec.training.lora.trainableTokens": ["<|im_end|>"]}, "spec",
+        "output.gguf needs output.merged",
+    ),
     "signed by any key": (
         {"spec.output.signing": {"keySecretRef": {"name": "keys", "key": "tls.key"}}},
         "spec.output.signing.keySecretRef.key", "unknown field",

@@ -13,9 +13,9 @@ from finetune_operator.settings import Settings
 from finetune_serving import settings as resolver_settings
 from finetune_trainer import contract
 from finetune_trainer.checkpoints import store as checkpoints
-from finetune_trainer.publishing import merged_output, output_lock, publish, signing
+from finetune_trainer.publishing import gguf_output, merged_output, output_lock, publish, signing
 from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
-from finetune_trainer.records import findings, manifest, sweep
+from finetune_trainer.records import findings, gguf, manifest, sweep
 from finetune_trainer.reporting import serving_manifests, writer
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.prometheus import render_metrics
@@ -115,6 +115,8 @@ def _output_keys() -> set[str]:
         manifest.ROW_SCORES_NAME,
         writer.PROVENANCE_NAME,
         LOG_NAME,
+        gguf_output.GGUF_ATTEMPTS_NAME,
+        gguf.GGUF_PREFIX,
         merged_output.MERGE_ATTEMPTS_NAME,
         manifest.UPLOAD_RECORD_NAME,
         manifest.MERGED_PREFIX,

@@ -6,16 +6,17 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import ValidationError
 
 from finetune_trainer.config.manifest_text import ENVIRONMENT_MANIFEST, find_environment_manifest
 from finetune_trainer.config.suspend_step import STEP_PATTERN
-from finetune_trainer.contract import SCRATCH_ENV, Reason, Storage
+from finetune_trainer.contract import SCRATCH_ENV, GgufType, Reason, Storage
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
+    from finetune_trainer.cli.export import ExportRequest
     from finetune_trainer.cli.generate import GenerateRequest
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -60,6 +61,20 @@ def build_generate_request(args: argparse.Namespace) -> GenerateRequest:
         prompts=args.prompt,
         max_new_tokens=args.max_new_tokens,
         storage=storage,
+    )
+
+
+def build_export_request(args: argparse.Namespace) -> ExportRequest:
+    """Build the request of `export`."""
+    from finetune_trainer.cli.export import ExportRequest
+
+    return ExportRequest(
+        result=args.result,
+        gguf_type=args.gguf,
+        parts="adapter" if args.adapter_only else "merged" if args.merged else "all",
+        target=args.to,
+        model=args.model,
+        storage=Storage(endpoint=args.endpoint, region=args.region),
     )
 
 
@@ -139,6 +154,23 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_argument("--adapter", metavar="URI", help="adapter: a folder or s3://; absent: base model only")
     add_argument("--base-only", action="store_true", help="ignore the adapter of the manifest")
     add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
+    _add_work_dir_argument(parser)
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "result", metavar="RESULT", help="s3:// prefix of a published result, or a folder with its files"
+    )
+    parser.add_argument("--gguf", required=True, choices=get_args(GgufType), help="number format of the files")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--adapter-only", action="store_true", help="convert the adapter alone")
+    parts.add_argument("--merged", action="store_true", help="convert the merged model alone")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--to", type=Path, metavar="DIR", help="write the files to this folder, which is new or empty")
+    target.add_argument("--publish", action="store_true", help="publish the files in gguf/ below the result")
+    parser.add_argument("--model", metavar="URI", help="base model: a folder, s3:// or hf://; absent: as in the result")
+    parser.add_argument("--endpoint", type=_parse_endpoint, metavar="URL", help="S3 endpoint, if it is not AWS")
+    parser.add_argument("--region", type=_parse_region, metavar="REGION", help="region of the store")
     _add_work_dir_argument(parser)
 
 
@@ -243,6 +275,7 @@ _COMMANDS = (
         "serve the base model and the adapter on 127.0.0.1 with OpenAI's chat protocol",
         _add_chat_server_arguments,
     ),
+    ("export", "convert a published result to GGUF files for llama.cpp and Ollama", _add_export_arguments),
     ("cache", "fill or list a cache of base models", _add_cache_arguments),
     ("clean", "delete old checkpoints of ended runs below a prefix", _add_clean_arguments),
     ("sync-alias", "keep a folder up to date with the champion of a schedule", _add_sync_alias_arguments),

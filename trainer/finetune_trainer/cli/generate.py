@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from finetune_trainer.contract import ModelSource, Reason, Storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import base_model
+from finetune_trainer.records.gguf import GGUF_PREFIX
 from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest
 from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, check_disk_space, download_objects, find_objects
 
@@ -101,7 +102,7 @@ def _fetch_adapter(request: GenerateRequest, target: Path) -> Path | None:
     objects = [
         s3_object
         for s3_object in find_objects(s3, Location.parse_folder(request.adapter), OUTPUT_ERRORS)
-        if not s3_object.name.startswith(".")
+        if not s3_object.name.startswith((".", GGUF_PREFIX))
     ]
     downloaded_files = download_objects(s3, objects, target, OUTPUT_ERRORS, _ignore_bytes)
     sha256_by_path = {file.path.relative_to(target).as_posix(): file.sha256 for file in downloaded_files}

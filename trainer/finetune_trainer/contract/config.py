@@ -112,6 +112,10 @@ class ModelSource(Model):
     servers."""
 
 
+GgufType = Literal["f16", "bf16", "q8_0"]
+"""Number formats of GGUF files that llama.cpp's conversion scripts write."""
+
+
 class Signing(Model):
     """Signing configures the signature of the published result."""
 
@@ -146,6 +150,11 @@ class Output(Model):
     that cannot load adapters. It is as large as the base model and needs `model.quantization` none. It is created after
     the adapter is published; if that fails, the run still completes and its message gives the reason. Defaults to
     false."""
+    gguf: Literal["none", GgufType] = "none"
+    """gguf also publishes the adapter for llama.cpp and Ollama, as a GGUF file of this number format below `gguf/`, and
+    with `merged` the complete model. It does not affect the training: it can be set later, for a run whose result is
+    published. `q8_0` stores matrices whose rows are no multiple of 32 as f16. The files are created after the adapter
+    is published; if that fails, the run still completes and its message gives the reason. Defaults to none."""
     base_model_name: (
         Annotated[
             str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)
@@ -207,6 +216,12 @@ TRAINER_RULES = (
     (
         "!self.output.merged || self.model.quantization == 'none'",
         "output.merged needs model.quantization none",
+    ),
+    (
+        "self.output.gguf == 'none' || self.output.merged || (self.training.lora.variant != 'dora' "
+        "&& self.training.lora.targetParameters.size() == 0 && self.training.lora.trainableTokens.size() == 0)",
+        "output.gguf needs output.merged for variant dora, targetParameters and trainableTokens, of which llama.cpp "
+        "loads no adapters",
     ),
     (
         "!has(self.training.earlyStopping) || has(self.dataset.validation)",

@@ -184,6 +184,9 @@ class Result(Model):
     merged_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="mergedURI")
     """mergedURI is the S3 prefix of the merged model. It is unset if the merged model was not requested or could not be
     published."""
+    gguf_uri: Annotated[str, StringConstraints(max_length=1100)] | None = Field(default=None, alias="ggufURI")
+    """ggufURI is the S3 prefix of the GGUF files for llama.cpp and Ollama. It is unset if they were not requested or
+    could not be published."""
     digest: Annotated[str, StringConstraints(max_length=80)]
     """digest is `sha256:…` of `manifest.json`, which lists the digests of all files."""
     model_revision: Annotated[str, StringConstraints(max_length=255)]

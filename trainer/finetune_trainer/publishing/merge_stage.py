@@ -57,7 +57,7 @@ def _publish_merged_model(
         return
     merged_output.check_foreign_files()
     with (
-        merged_output.count_attempt(),
+        merged_output.attempts.count(),
         translate_memory_errors("merge the adapter into the base model; give it more memory"),
     ):
         context.progress.update(stage=Stage.EXPORTING)

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from finetune_trainer.config.run_id import get_run_id
-from finetune_trainer.contract import Model, Reason, Signing
+from finetune_trainer.contract import Reason, Signing
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing import signing
+from finetune_trainer.publishing.attempts import AttemptCounter
 from finetune_trainer.publishing.uploads import Uploads
 from finetune_trainer.records.manifest import MANIFEST_NAME, MERGED_PREFIX, FileRecord, MergedLosses, MergedManifest
-from finetune_trainer.storage import S3, Location, delete_objects, put_bytes, put_if_absent, read_object
+from finetune_trainer.storage import S3, Location, put_if_absent, read_object
 from finetune_trainer.telemetry.progress import current_timestamp
 
 log = logging.getLogger(__name__)
 
 
 MERGE_ATTEMPTS_NAME = ".merging.json"
-_MAX_ATTEMPTS = 2
-
-
-class MergeAttempts(Model):
-    """`.merging.json` next to the adapter: number of attempts of a run that have begun to merge."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    run_id: str
-    attempts: int
-
-    def to_bytes(self) -> bytes:
-        """Serialize the record as it is stored."""
-        return self.model_dump_json(by_alias=True).encode()
 
 
 class MergedOutput:
@@ -46,10 +30,10 @@ class MergedOutput:
     ) -> None:
         self._s3 = s3
         self._manifest_location = output.child(MERGED_PREFIX).child(MANIFEST_NAME)
-        self._attempts_location = output.child(MERGE_ATTEMPTS_NAME)
         self._uploads = uploads
         self._adapter_digest = adapter_digest
         self._signing_config = signing_config
+        self.attempts = AttemptCounter(s3, output.child(MERGE_ATTEMPTS_NAME), "merged")
         self.uri = str(output.child(MERGED_PREFIX)).rstrip("/")
 
     def is_complete(self) -> bool:
@@ -69,39 +53,6 @@ class MergedOutput:
         if names:
             message = f"{self.uri} contains files that this run has not published, such as {names[0]}; remove them"
             raise TrainerError(Reason.OUTPUT_EXISTS, message)
-
-    @contextmanager
-    def count_attempt(self) -> Iterator[None]:
-        """Count an attempt in the block. The count remains only if the process is killed.
-
-        Raises `OUT_OF_MEMORY` after two such attempts of this run, so that a run whose merged model does not fit into
-        memory ends with its adapter and does not fail.
-        """
-        previous = self._read_attempts()
-        if previous.run_id == get_run_id() and previous.attempts >= _MAX_ATTEMPTS:
-            delete_objects(self._s3, [self._attempts_location])
-            message = (
-                f"{_MAX_ATTEMPTS} attempts were killed while they merged; increase the memory in compute.resources"
-            )
-            raise TrainerError(Reason.OUT_OF_MEMORY, message)
-        attempts = previous.attempts + 1 if previous.run_id == get_run_id() else 1
-        put_bytes(self._s3, self._attempts_location, MergeAttempts(run_id=get_run_id(), attempts=attempts).to_bytes())
-        try:
-            yield
-        finally:
-            self._remove_attempts()
-
-    def _read_attempts(self) -> MergeAttempts:
-        try:
-            return MergeAttempts.model_validate_json(read_object(self._s3, self._attempts_location) or b"")
-        except ValidationError:
-            return MergeAttempts(run_id="", attempts=0)
-
-    def _remove_attempts(self) -> None:
-        try:
-            delete_objects(self._s3, [self._attempts_location])
-        except TrainerError as error:
-            log.warning("publish: could not remove %s: %s", self._attempts_location, error.message)
 
     def publish(self, folder: Path, precision: str, losses: dict[str, MergedLosses]) -> None:
         """Upload the files of `folder` and their manifest. If that fails, the files are removed."""

@@ -23,11 +23,13 @@ from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.resolve import ResolvedInputs
 from finetune_trainer.publishing import signing
+from finetune_trainer.publishing.gguf_output import GGUF_ATTEMPTS_NAME, GgufOutput
 from finetune_trainer.publishing.merged_output import MERGE_ATTEMPTS_NAME, MergedOutput
 from finetune_trainer.publishing.output_lock import OutputLock, remove_own_lock
-from finetune_trainer.publishing.published_result import PublishedResult
+from finetune_trainer.publishing.published_result import PublishedResult, download_merged
 from finetune_trainer.publishing.uploads import Uploads
 from finetune_trainer.records.findings import FINDINGS_NAME
+from finetune_trainer.records.gguf import GGUF_PREFIX, list_gguf_names
 from finetune_trainer.records.manifest import (
     MANIFEST_NAME,
     MERGED_PREFIX,
@@ -92,12 +94,17 @@ class OutputPrefix:
         """Remove what attempts of this config left behind before one published. Failures are only logged."""
         try:
             self._uploads.remove_record()
-            delete_objects(self._s3, [self._prefix.child(MERGE_ATTEMPTS_NAME)] if self._config.output.merged else [])
+            delete_objects(self._s3, [self._prefix.child(name) for name in self._list_attempts_names()])
             remove_own_lock(self._s3, self._prefix, get_run_id(), self.digest)
             self._remove_failed()
         except TrainerError as error:
             log.warning("publish: could not remove everything of an earlier attempt: %s", error.message)
         self.clear_checkpoints()
+
+    def _list_attempts_names(self) -> list[str]:
+        output = self._config.output
+        merged_names = [MERGE_ATTEMPTS_NAME] if output.merged else []
+        return [*merged_names, *([GGUF_ATTEMPTS_NAME] if output.gguf != "none" else [])]
 
     def find_template_date(self) -> date | None:
         """Return the date that the rows of an earlier attempt have, if it has left a checkpoint."""
@@ -123,13 +130,35 @@ class OutputPrefix:
             raise self._output_exists_error(f"the result of another config, published {manifest.created_at}")
         if self._config.output.signing and read_object(self._s3, self._prefix.child(signing.SIGNATURE_NAME)) is None:
             raise self._output_exists_error(f"an unsigned result of this config, published {manifest.created_at}")
-        return PublishedResult(manifest, content, self._find_merged_uri(manifest, content))
+        return PublishedResult(
+            manifest, content, self._find_merged_uri(manifest, content), self._find_gguf_uri(compute_digest(content))
+        )
 
     def _find_merged_uri(self, manifest: AdapterManifest, content: bytes) -> str | None:
         if not self._config.output.merged:
             return None
         merged_output = self.merged_output(compute_digest(content))
         return merged_output.uri if manifest.has_merged_model or merged_output.is_complete() else None
+
+    def _find_gguf_uri(self, adapter_digest: str) -> str | None:
+        """Return the URI of the GGUF files that `output.gguf` requests, if they are complete."""
+        gguf_type = self._config.output.gguf
+        if gguf_type == "none":
+            return None
+        gguf_output = self.gguf_output(adapter_digest)
+        return gguf_output.uri if gguf_output.is_complete(gguf_type, list_gguf_names(self._config)) else None
+
+    def gguf_output(self, adapter_digest: str) -> GgufOutput:
+        """Return the output of the GGUF files of the adapter whose manifest has this digest."""
+        return GgufOutput(self._s3, self._prefix, self._uploads, adapter_digest, self._config.output.signing)
+
+    def lacks_gguf_files(self, published: PublishedResult) -> bool:
+        """Return whether the published result lacks GGUF files that `output.gguf` requests."""
+        return self._config.output.gguf != "none" and published.gguf_uri is None
+
+    def download_merged(self, target: Path) -> Path:
+        """Download the published merged model to `target`, which is returned."""
+        return download_merged(self._s3, self._prefix, target)
 
     def merged_output(self, adapter_digest: str) -> MergedOutput:
         """Return the output of the merged model of the adapter whose manifest has this digest."""
@@ -141,7 +170,8 @@ class OutputPrefix:
 
     def check_foreign_files(self) -> None:
         """Raise `OUTPUT_EXISTS` if publishing might replace files that no attempt of this config has uploaded."""
-        folders = ["", MERGED_PREFIX] if self._config.output.merged else [""]
+        output = self._config.output
+        folders = ["", *([MERGED_PREFIX] if output.merged else []), *([GGUF_PREFIX] if output.gguf != "none" else [])]
         names = [name for folder in folders for name in self._uploads.list_foreign_files(folder)]
         if names:
             message = (
@@ -153,6 +183,10 @@ class OutputPrefix:
     def download_adapter(self, published: PublishedResult, target: Path) -> Path:
         """Download the files of the published adapter to `target`, which is returned."""
         return published.download_adapter(self._s3, self._prefix, target)
+
+    def download_result(self, published: PublishedResult, target: Path) -> Path:
+        """Download all files of the published result but the merged model to `target`, which is returned."""
+        return published.download_result(self._s3, self._prefix, target)
 
     def check_inputs(self, published: PublishedResult, resolved: ResolvedInputs) -> None:
         """Raise `INPUTS_CHANGED` unless the published result was trained on the current inputs."""

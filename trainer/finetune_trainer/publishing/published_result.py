@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from finetune_trainer.contract import Outcome, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs.base_model import ADAPTER_FILES
 from finetune_trainer.recipe import RECIPE
-from finetune_trainer.records.manifest import MANIFEST_NAME, AdapterManifest, compute_digest
+from finetune_trainer.records.manifest import (
+    MANIFEST_NAME,
+    MERGED_PREFIX,
+    AdapterManifest,
+    MergedManifest,
+    compute_digest,
+)
 from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location, download_objects, find_objects, read_object
 from finetune_trainer.telemetry.run_log import LOG_NAME
 
@@ -22,6 +29,8 @@ class PublishedResult:
     content: bytes
     merged_uri: str | None = None
     """URI of the merged model, if that is complete."""
+    gguf_uri: str | None = None
+    """URI of the GGUF files that the config requests, if they are complete."""
 
     @classmethod
     def from_manifest(cls, manifest: AdapterManifest) -> PublishedResult:
@@ -42,7 +51,7 @@ class PublishedResult:
             "inputs" + self._describe_older_recipe(),
             backend=self.manifest.backend,
             dataset=self.manifest.dataset,
-            result=result.model_copy(update={"merged_uri": self.merged_uri}),
+            result=result.model_copy(update={"merged_uri": self.merged_uri, "gguf_uri": self.gguf_uri}),
             log_uri=self.get_log_uri(output_uri),
         )
 
@@ -57,12 +66,35 @@ class PublishedResult:
 
     def download_adapter(self, s3: S3, prefix: Location, target: Path) -> Path:
         """Download the files of the adapter. Raises `STORAGE_CORRUPT` if they do not match the manifest."""
-        objects = [find_objects(s3, prefix.child(name), OUTPUT_ERRORS)[0] for name in ADAPTER_FILES]
+        return self._download(s3, prefix, ADAPTER_FILES, target)
+
+    def download_result(self, s3: S3, prefix: Location, target: Path) -> Path:
+        """Download all files of the adapter's folder, as `download_adapter`."""
+        return self._download(s3, prefix, [file.path for file in self.manifest.files if "/" not in file.path], target)
+
+    def _download(self, s3: S3, prefix: Location, names: Sequence[str], target: Path) -> Path:
+        objects = [find_objects(s3, prefix.child(name), OUTPUT_ERRORS)[0] for name in names]
         changed = self.manifest.find_changed_file(download_objects(s3, objects, target, OUTPUT_ERRORS, lambda _: None))
         if changed:
             message = f"{changed.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
             raise TrainerError(Reason.STORAGE_CORRUPT, message)
         return target
+
+
+def download_merged(s3: S3, prefix: Location, target: Path) -> Path:
+    """Download the merged model of the result at a prefix. Raises `MODEL_NOT_FOUND` if there is none, and
+    `STORAGE_CORRUPT` if its files do not match its manifest."""
+    folder = prefix.child(MERGED_PREFIX)
+    content = read_object(s3, folder.child(MANIFEST_NAME))
+    if content is None:
+        raise TrainerError(Reason.MODEL_NOT_FOUND, f"{folder} has no complete merged model")
+    sha256_by_path = {file.path: file.sha256 for file in MergedManifest.model_validate_json(content).files}
+    objects = [find_objects(s3, folder.child(name), OUTPUT_ERRORS)[0] for name in sha256_by_path]
+    for file in download_objects(s3, objects, target, OUTPUT_ERRORS, lambda _: None):
+        if sha256_by_path[file.path.name] != file.sha256:
+            message = f"{file.uri} does not match {MANIFEST_NAME}: it was changed after it was published"
+            raise TrainerError(Reason.STORAGE_CORRUPT, message)
+    return target
 
 
 def read_manifest(s3: S3, adapter_uri: str, digest: str) -> bytes:

@@ -198,6 +198,15 @@ class MergedManifest(_LenientModel):
         return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
 
 
+def find_changed_path(folder: Path, files: Iterable[FileRecord]) -> str | None:
+    """Return the first file that is missing in a folder or that has another content than was published."""
+    for file in files:
+        path = folder / file.path
+        if not path.is_file() or FileRecord.from_path(path, file.path) != file:
+            return file.path
+    return None
+
+
 def compute_digest(content: bytes) -> str:
     """Return `sha256:…` of a manifest as it is stored."""
     return "sha256:" + hashlib.sha256(content).hexdigest()

@@ -17,6 +17,7 @@ from finetune_trainer.contract import CleanReport, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.formatting import format_bytes, pluralize
 from finetune_trainer.publishing.output_lock import LockTiming, OutputLock
+from finetune_trainer.records.gguf import GGUF_PREFIX
 from finetune_trainer.records.manifest import MERGED_PREFIX
 from finetune_trainer.storage import OUTPUT_ERRORS, S3, Location
 from finetune_trainer.storage.aged_objects import AgedObject, iter_aged_objects, iter_aged_uploads
@@ -30,7 +31,9 @@ _DIGEST = r"[0-9a-f]{64}"
 _CHECKPOINT_FOLDER = re.compile(rf"({_DIGEST})/(.+)", re.DOTALL)
 _STEP_FILE = re.compile(r"step-\d+/(?:.+/)?([^/]+)", re.DOTALL)
 _OUTPUT_OF_CHECKPOINT = re.compile(rf"(.*/)?{re.escape(CHECKPOINTS_PREFIX)}{_DIGEST}/step-\d+/.+", re.DOTALL)
-_UPLOAD_OF_RUN = re.compile(rf"(?:{re.escape(MERGED_PREFIX)})?[^/]+|{re.escape(CHECKPOINTS_PREFIX)}.+", re.DOTALL)
+_UPLOAD_OF_RUN = re.compile(
+    rf"(?:{re.escape(MERGED_PREFIX)}|{re.escape(GGUF_PREFIX)})?[^/]+|{re.escape(CHECKPOINTS_PREFIX)}.+", re.DOTALL
+)
 
 
 @dataclass

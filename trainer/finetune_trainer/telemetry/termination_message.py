@@ -217,6 +217,7 @@ def _shrink_result(result: Result) -> Iterator[Result]:
         {"metrics": {}},
         {"report_uri": None},
         {"merged_uri": None},
+        {"gguf_uri": None},
     )
     for reduction in reductions:
         result = result.model_copy(update=reduction)

@@ -62,10 +62,13 @@ def list_training_parts(
     adapter_bytes = sizes.adapter_parameters * _FP32_BYTES
     if config.training.early_stopping:  # checkpoints have the best adapter too
         checkpoint_bytes += adapter_bytes
+    merged_bytes = sizes.parameters * bytes_per_parameter if config.output.merged else 0
+    gguf_parts = {"GGUF files": adapter_bytes + merged_bytes} if config.output.gguf != "none" else {}
     return {
         "checkpoints": _LOCAL_CHECKPOINTS * checkpoint_bytes,
         "new adapter": adapter_bytes,
-        "merged model": sizes.parameters * bytes_per_parameter if config.output.merged else 0,
+        "merged model": merged_bytes,
+        **gguf_parts,
     }
 
 
