@@ -34,7 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(sample_manifests.SAMPLE_NAMES)}")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU instead of the CPU")
-    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="save report.html and evaluation.json of each sample")
+    parser.add_argument(
+        "--reports", type=Path, metavar="FOLDER", help="save report.html and evaluation.json of each sample"
+    )
     options = parser.parse_args()
     if not options.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
