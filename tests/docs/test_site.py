@@ -51,6 +51,32 @@ def test_site_pages_load_only_their_own_files(site: Path) -> None:
         assert 'class="mermaid"' not in page.read_text(), page
 
 
+class _Prose(HTMLParser):
+    """Collects the text of a page, without its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self._code_depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._code_depth += tag in ("pre", "code", "script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._code_depth -= tag in ("pre", "code", "script", "style")
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._code_depth else data
+
+
+def test_site_lists_and_tables_are_rendered(site: Path) -> None:
+    """MkDocs needs four spaces for what is nested in a list, where GitHub needs two or three."""
+    for page in site.rglob("*.html"):
+        prose = _Prose()
+        prose.feed(page.read_text())
+        assert re.findall(r"^(?:\||- |\d+\. ).*", prose.text, re.MULTILINE) == [], page
+
+
 def test_site_search_covers_every_page(site: Path) -> None:
     entries = json.loads((site / "search" / "search_index.json").read_text())["docs"]
     indexed = {entry["location"].partition("#")[0] for entry in entries}
