@@ -24,6 +24,7 @@ PAGES = {
 """Pages of the site by their files in the repository."""
 DOWNLOADS = "manifests"
 """Folder whose files can be downloaded from the site."""
+_NOTE = re.compile(r"\A<!-- Generated .*? -->\n")
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -54,7 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Adapt the links to files of the repository."""
+    """Adapt the links to files of the repository, and remove the note of generated pages, which would hide the title."""
+    markdown = _NOTE.sub("", markdown)
     source = _find_source(page.file.src_uri)
     folder = posixpath.dirname(source)
     return _LINK.sub(lambda match: _adapt_link(match, folder, page.file.src_uri, config.repo_url), markdown)
