@@ -55,7 +55,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Adapt the links to files of the repository, and remove the note of generated pages, which would hide the title."""
+    """Adapt the links to files of the repository, and remove the note of generated pages, which hides the title."""
     markdown = _NOTE.sub("", markdown)
     source = _find_source(page.file.src_uri)
     folder = posixpath.dirname(source)
