@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from tests.support.docs.code_blocks import DOCS, ROOT, CodeBlock, read_blocks
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -63,3 +66,45 @@ def test_commands_offline_succeed(block: CodeBlock, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [block for page in PAGES for block in read_blocks(page, "python")], ids=get_place)
 def test_python_blocks_compile(block: CodeBlock) -> None:
     compile(block.code, block.place, "exec")
+
+
+def _find_spec(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the part of a spec that a document without a kind shows. It is None for other YAML, such as values."""
+    if set(document) == {"spec"}:
+        return dict(document["spec"])
+    # Sections of a FineTuneJob that the values of the chart do not have.
+    return document if set(document) & {"dataset", "model", "training", "evaluation", "storage", "output"} else None
+
+
+SPEC_SCHEMAS: dict[str, dict[str, Any]] = {
+    crd["spec"]["names"]["kind"]: version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for crd in yaml.safe_load_all((ROOT / "manifests" / "crd.yaml").read_text())
+    for version in crd["spec"]["versions"]
+}
+PARTS = [
+    (block, spec)
+    for page in PAGES
+    for block in read_blocks(page, "yaml")
+    for document in yaml.safe_load_all(block.code)
+    if isinstance(document, dict) and "kind" not in document and (spec := _find_spec(document))
+]
+
+
+@pytest.mark.parametrize(("block", "spec"), PARTS, ids=[block.place for block, _ in PARTS])
+def test_parts_of_manifests_have_known_fields(block: CodeBlock, spec: dict[str, Any]) -> None:
+    unknown = [sorted(_find_unknown_fields(spec, schema)) for schema in SPEC_SCHEMAS.values()]
+    assert [] in unknown, f"fields that no kind has: {min(unknown, key=len)}"
+
+
+def _find_unknown_fields(value: object, schema: dict[str, Any], path: str = "spec") -> Iterator[str]:
+    """Yield the paths of fields that a schema of the API does not have."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _find_unknown_fields(item, schema.get("items", {}), f"{path}[]")
+    if not isinstance(value, dict) or "properties" not in schema:
+        return
+    for name, field in value.items():
+        if name in schema["properties"]:
+            yield from _find_unknown_fields(field, schema["properties"][name], f"{path}.{name}")
+        else:
+            yield f"{path}.{name}"
