@@ -51,22 +51,25 @@ def test_site_pages_load_only_their_own_files(site: Path) -> None:
         assert not re.search(r'class="[^"]*mermaid', page.read_text()), page
 
 
+NO_PROSE = {"pre", "code", "script", "style", "title", "h1", "h2", "h3", "nav"}
+
+
 class _Prose(HTMLParser):
-    """Collects the text of a page, without its code."""
+    """Collects the text of a page, without its code and headings."""
 
     def __init__(self) -> None:
         super().__init__()
         self.text = ""
-        self._code_depth = 0
+        self._depth = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._code_depth += tag in ("pre", "code", "script", "style")
+        self._depth += tag in NO_PROSE
 
     def handle_endtag(self, tag: str) -> None:
-        self._code_depth -= tag in ("pre", "code", "script", "style")
+        self._depth -= tag in NO_PROSE
 
     def handle_data(self, data: str) -> None:
-        self.text += "" if self._code_depth else data
+        self.text += "" if self._depth else data
 
 
 def test_site_lists_and_tables_are_rendered(site: Path) -> None:
