@@ -11,12 +11,14 @@ export PYTHONPATH := $(CURDIR)/dev
 # Write byte code even if the environment forbids it: the trainer imports 3,800 modules, which takes less than half the
 # time once they are compiled.
 export PYTHONDONTWRITEBYTECODE :=
+# The theme of the site announces its successor at each build.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs
 # One test process per core. Each imports the libraries of the trainer, about 1 GiB.
 PARALLEL := --numprocesses=logical --maxprocesses=4
 # Clusters are independent of the checkout, so several can run at once: make cluster-up NAME=test
 NAME := dev
 
-.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down demo-notice samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix test-serving
+.PHONY: help setup check lint types test-fast test test-kueue test-upgrade generate image cluster-up cluster-down demo demo-down demo-notice samples bench-operator bench-trainer bench-prepare bench-memory bench-sharding bench-verdicts bench-gpu test-gpu test-matrix test-serving docs docs-serve
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,7 +65,14 @@ bench-operator: setup ## compare the operator with that of Kubeflow Trainer on a
 bench-trainer: setup ## compare S3 transfers, start and step time with boto3, s5cmd and plain TRL; 10 minutes
 	@$(RUN) python -m tests.bench.bench_trainer
 
-generate: setup ## generate the CRD, install.yaml and the references of API and command line
+docs: setup ## build the documentation site into build/site
+	@$(MKDOCS) build
+
+docs-serve: setup ## serve the documentation site on 127.0.0.1:8000 while its pages are edited
+	@$(MKDOCS) serve
+
+generate: setup ## generate the CRD, install.yaml and the reference pages
+	@PYTHONPATH=$(CURDIR)/dev:$(CURDIR) $(RUN) python -m documentation
 	@HELM=$${HELM:-$$(ls $(HELM_BUILT) 2>/dev/null)} $(RUN) python -m finetune_operator.codegen
 	@$(RUN) python -m finetune_cli.reference
 

@@ -1,7 +1,8 @@
 """`make samples`: run the sample applications with the demo's model and print a markdown table of their metrics.
 
 The manifests are run one after the other against the S3 server of the tests, unchanged except for the store's address.
-To run some of them: `python -m tests.bench.bench_samples chatbot translation`. To train on a GPU: `--gpu`.
+To run some of them: `python -m tests.bench.bench_samples chatbot translation`. To train on a GPU: `--gpu`. To keep the
+reports: `--reports FOLDER`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", nargs="*", help=f"some of: {', '.join(sample_manifests.SAMPLE_NAMES)}")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU instead of the CPU")
+    parser.add_argument(
+        "--reports", type=Path, metavar="FOLDER", help="save report.html and evaluation.json of each sample"
+    )
     options = parser.parse_args()
     if not options.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -42,6 +46,8 @@ def main() -> None:
         for sample in options.samples or sample_manifests.SAMPLE_NAMES:
             for row in _measure_sample(sample, server, Path(name)):
                 _print_line(row)
+            if options.reports:
+                _save_report(sample, server, options.reports)
 
 
 @contextmanager
@@ -68,6 +74,13 @@ def _measure_sample(sample: str, server: S3Server, folder: Path) -> Iterator[str
     for measure in _select_measures(evaluation.measures):
         yield f"| {sample} | {_format_cells(measure)} | {minutes:.1f} |"
     _print_samples(evaluation)
+
+
+def _save_report(sample: str, server: S3Server, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file_name in ("report.html", "evaluation.json"):
+        published = server.get(f"s3://adapters/{sample}/{file_name}")
+        (folder / f"{sample}-{file_name}").write_bytes(published)
 
 
 def _run_trainer(job: Path, log: Path) -> int:

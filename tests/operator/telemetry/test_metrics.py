@@ -39,7 +39,8 @@ def test_metrics_guide_lists_every_exposed_metric() -> None:
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in section.splitlines()]
     listed = {row[0]: (row[1], set(row[2].replace("`", "").replace(" ", "").split(",")) - {""})
               for row in rows if row[0].startswith("finetune_")}  # fmt: skip
-    assert listed == {name: family for name, family in list_metric_families().items() if name.startswith("finetune_")}
+    exposed = {name: (metric.type, metric.labels) for name, metric in list_metric_families().items()}
+    assert listed == {name: family for name, family in exposed.items() if name.startswith("finetune_")}
     assert all(f"`{name}`" in section for name in list_metric_families())
 
 
@@ -58,7 +59,7 @@ UNITLESS = {  # counts of things, which have no unit
 def test_metrics_names_end_with_unit() -> None:
     """https://prometheus.io/docs/practices/naming/"""
     assert {name for name in list_metric_families() if not name.endswith(UNITS)} <= UNITLESS
-    assert all(name.endswith("_total") == (kind == "counter") for name, (kind, _) in list_metric_families().items())
+    assert all(name.endswith("_total") == (metric.type == "counter") for name, metric in list_metric_families().items())
 
 
 def _build_status(phase: Phase, kind: str, reason: str, **fields: Any) -> FineTuneJobStatus:

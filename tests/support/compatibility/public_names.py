@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.support.operator.exposed_metrics import list_metric_families
+from prometheus_client.parser import text_string_to_metric_families
+from tests.support.operator.exposed_metrics import Exposed, list_metric_families
 
 from finetune_operator.api import ConditionType, EventReason, OperatorReason, Phase
 from finetune_operator.api.schedule import ScheduleConditionType, ScheduleEventReason, ScheduleReason, Trigger
@@ -80,18 +81,27 @@ def _trainer_environment() -> set[str]:
 
 def _operator_metrics() -> dict[str, str]:
     return {
-        name: _join_labels(labels)
-        for name, (_, labels) in list_metric_families().items()
+        name: _join_labels(metric.labels)
+        for name, metric in list_metric_families().items()
         if name.startswith("finetune_")
     }
 
 
-def _trainer_metrics() -> dict[str, str]:
+def list_trainer_metrics() -> dict[str, Exposed]:
+    """Return type, labels and help text of each metric of a trainer by its name."""
     times = {"last_checkpoint_time": "2026-11-23T08:00:00Z"}
     progress = _PROGRESS.model_copy(update=dict.fromkeys(_numeric_progress_fields(), 1) | times)
-    lines = render_metrics(progress, contract.CacheResult.HIT).decode().splitlines()
-    samples = [line.split(" ")[0].partition("{") for line in lines if not line.startswith("#")]
-    return {name: labels.partition("=")[0] for name, _, labels in samples}
+    text = render_metrics(progress, contract.CacheResult.HIT).decode()
+    return {
+        metric.name: Exposed(
+            metric.type, {label for sample in metric.samples for label in sample.labels}, metric.documentation
+        )
+        for metric in text_string_to_metric_families(text)
+    }
+
+
+def _trainer_metrics() -> dict[str, str]:
+    return {name: _join_labels(metric.labels) for name, metric in list_trainer_metrics().items()}
 
 
 def _numeric_progress_fields() -> set[str]:

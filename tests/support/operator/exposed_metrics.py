@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import Metric
@@ -19,18 +20,28 @@ from finetune_operator.controller.gauges import collect_operator_gauges
 from finetune_operator.controller.work_queue import WorkQueue
 from finetune_operator.kube.finetunejob_cache import FineTuneJobCache
 from finetune_operator.kube.namespace_access import NamespaceRegistry
+from finetune_operator.settings import Settings
 from finetune_operator.telemetry import counters
 
+_MAX_OBJECTS = Settings.model_fields["metrics_max_jobs"].default
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
 
 
+class Exposed(NamedTuple):
+    """A metric as it is exposed."""
+
+    type: str
+    labels: set[str]
+    help_text: str
+
+
 @functools.cache
-def list_metric_families() -> dict[str, tuple[str, set[str]]]:
-    """Return type and labels of each metric by its documented name."""
+def list_metric_families() -> dict[str, Exposed]:
+    """Return type, labels and help text of each metric by its documented name."""
     metric_families = {}
     for metric in _collect_metrics():
         suffix = "" if metric.type == "histogram" else _SUFFIXES.get(metric.type, ("",))[0]
-        metric_families[metric.name + suffix] = (metric.type, _label_names(metric))
+        metric_families[metric.name + suffix] = Exposed(metric.type, _label_names(metric), metric.documentation)
     return metric_families
 
 
@@ -61,7 +72,7 @@ def _collect_metrics() -> Iterator[Metric]:
     cache.unreadable_objects[build_key()] = cache.foreign_jobs[build_key()] = "uid"
     yield from counters.REGISTRY.collect()
     yield from collect_operator_gauges({"finetunejobs": 1}, WorkQueue(), True, NamespaceRegistry(["team"]))
-    yield from collect_job_gauges(cache, 10)
+    yield from collect_job_gauges(cache, _MAX_OBJECTS)
     yield build_profiles_gauge(is_valid=True)
     yield from _collect_owner_metrics()
 
@@ -76,8 +87,8 @@ def _collect_owner_metrics() -> Iterator[Metric]:
         status={**times, "champion": champion, "conditions": [failed]},
     )
     sweep = build_sweep(spec={"budget": {"gpuSeconds": 100}}, status={"gpuSeconds": 90})
-    yield from collect_schedule_gauges(cache_owners(SCHEDULE_KIND, schedule), 10)
-    yield from collect_sweep_gauges(cache_owners(SWEEP_KIND, sweep), 10)
+    yield from collect_schedule_gauges(cache_owners(SCHEDULE_KIND, schedule), _MAX_OBJECTS)
+    yield from collect_sweep_gauges(cache_owners(SWEEP_KIND, sweep), _MAX_OBJECTS)
 
 
 def _label_names(family: Metric) -> set[str]:

@@ -22,6 +22,7 @@ from finetune_trainer.telemetry.progress import ProgressReporter
 log = logging.getLogger(__name__)
 
 PORT_ENV = "FINETUNE_PROGRESS_PORT"
+"""Port that serves `/progress`, `/metrics` and `/healthz`. If unset, 8080."""
 _CLIENT_TIMEOUT_SECONDS = 5  # a silent client must not occupy a thread
 
 
