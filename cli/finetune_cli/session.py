@@ -85,7 +85,11 @@ def add_command(app: typer.Typer, name: str, function: CommandFunction) -> None:
 def _split_parameters(function: CommandFunction) -> tuple[dict[str, type[Any]], list[inspect.Parameter]]:
     """Return the groups of options by the name of their parameter, and all options as parameters."""
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    groups = {parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)}
+    groups: dict[str, type[Any]] = {
+        parameter.name: parameter.annotation
+        for parameter in own
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
     parameters = [
         option
         for parameter in own

@@ -32,7 +32,8 @@ class Target(NamedTuple):
     def get_resource(self, session: Session) -> Resource[Any]:
         """Return the objects of this kind in the cluster."""
         client = session.client
-        return {JOB: client.jobs, SCHEDULE: client.schedules, SWEEP: client.sweeps}[self.kind]
+        resources: dict[str, Resource[Any]] = {JOB: client.jobs, SCHEDULE: client.schedules, SWEEP: client.sweeps}
+        return resources[self.kind]
 
 
 def parse_target(text: str) -> Target:

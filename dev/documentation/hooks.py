@@ -28,22 +28,6 @@ _NOTE = re.compile(r"\A<!-- Generated .*? -->\n")
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Remove the pages from the navigation that `extra.pending_pages` lists and that do not exist yet."""
-    pending = {page for page in config.extra.get("pending_pages", ()) if not (Path(config.docs_dir) / page).exists()}
-    config.nav = _without_pages(config.nav, pending)
-    return config
-
-
-def _without_pages(entries: object, pages: set[str]) -> object:
-    """Return a part of the navigation without these pages."""
-    if isinstance(entries, dict):
-        return {title: _without_pages(entry, pages) for title, entry in entries.items()}
-    if isinstance(entries, list):
-        return [_without_pages(entry, pages) for entry in entries if not (isinstance(entry, str) and entry in pages)]
-    return entries
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages and the downloads."""
     for source, page in PAGES.items():

@@ -55,7 +55,8 @@ def submit_manifest(
 
 def _build_body(manifest: Manifest, options: SubmitOptions) -> dict[str, Any]:
     """Return the object to create. Raises `CommandError` and `InvalidManifest` before anything is created."""
-    from finetune_cli.manifests import KIND, find_problems
+    from finetune_cli.manifests import find_problems
+    from finetune_operator.api import KIND
     from finetune_operator.client import InvalidManifest
 
     if options.name:

@@ -13,10 +13,10 @@ from finetune_operator.api.sweep import SweepEventReason, SweepReason
 from finetune_operator.settings import Settings
 from finetune_serving import settings as resolver_settings
 from finetune_trainer import contract
-from finetune_trainer.checkpoints import store as checkpoints
+from finetune_trainer.checkpoints.layout import CHECKPOINT_MANIFEST_NAME, CHECKPOINTS_PREFIX
 from finetune_trainer.publishing import gguf_output, merged_output, output_lock, publish, signing
 from finetune_trainer.publishing.export import GENERATION_CONFIG_NAME
-from finetune_trainer.records import findings, gguf, manifest, sweep
+from finetune_trainer.records import evaluation, findings, gguf, manifest, sweep
 from finetune_trainer.reporting import serving_manifests, writer
 from finetune_trainer.telemetry import http_server
 from finetune_trainer.telemetry.prometheus import render_metrics
@@ -111,8 +111,8 @@ def _numeric_progress_fields() -> set[str]:
 def _output_keys() -> set[str]:
     return {
         output_lock.LOCK_NAME,
-        checkpoints.CHECKPOINTS_PREFIX,
-        checkpoints.CHECKPOINT_MANIFEST_NAME,
+        CHECKPOINTS_PREFIX,
+        CHECKPOINT_MANIFEST_NAME,
         publish.CONFIG_NAME,
         publish.REJECTED_PREFIX,
         publish.FAILED_PREFIX,
@@ -121,7 +121,7 @@ def _output_keys() -> set[str]:
         manifest.REPORT_NAME,
         signing.SIGNATURE_NAME,
         writer.CARD_NAME,
-        writer.EVALUATION_NAME,
+        evaluation.EVALUATION_NAME,
         manifest.ROW_SCORES_NAME,
         writer.PROVENANCE_NAME,
         LOG_NAME,
