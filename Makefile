@@ -49,9 +49,9 @@ test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for
 	@OMP_NUM_THREADS=1 $(RUN) pytest $(PARALLEL) --dist=loadfile --no-loadscope-reorder \
 	  -m "(s3 or training) and not cluster and not browser and not gpu"
 	@# These wait more than they compute, and each process has an API server of its own.
-	@$(RUN) pytest --numprocesses=4 --dist=loadfile -m "(cluster or browser) and not gpu and not kueue" tests/operator tests/cli/ui
+	@$(RUN) pytest --numprocesses=4 --dist=loadfile -m "(cluster or browser) and not gpu and not kueue" tests/operator tests/cli
 	@trap '$(LOCAL) down test' EXIT; $(LOCAL) up test && \
-	  $(RUN) pytest --ignore=tests/operator -m "cluster and not gpu and not kueue"
+	  $(RUN) pytest --ignore=tests/operator --ignore=tests/cli -m "cluster and not gpu and not kueue"
 
 test-kueue: setup ## tests with the real Kueue, built from source, in a separate cluster; 11 minutes of CPU time the first time
 	@trap '$(LOCAL) down kueue' EXIT; $(LOCAL) up kueue && FINETUNE_TEST_CLUSTER=kueue $(RUN) pytest -rP -m kueue
