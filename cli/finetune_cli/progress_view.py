@@ -119,6 +119,7 @@ def describe_progress(job: FineTuneJob) -> str:
 def render_progress(job: FineTuneJob, loss: str, last_event: str) -> Group:
     """Return the live view of a run."""
     from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
     from finetune_operator.client import summarize_job
@@ -135,7 +136,8 @@ def render_progress(job: FineTuneJob, loss: str, last_event: str) -> Group:
         for name, text in details.items()
         if text
     ]
-    return Group(lines[0], _build_bar(job), *lines[1:])
+    bar = Padding(_build_bar(job), 0)  # a bar alone does not end its line
+    return Group(lines[0], bar, *lines[1:])
 
 
 def draw_sparkline(values: Sequence[float], levels: str = BARS, width: int = _SPARKLINE_WIDTH) -> str:

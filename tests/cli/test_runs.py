@@ -176,7 +176,9 @@ def test_hostile_texts_are_escaped_everywhere(finetune: CommandLine, namespace: 
     for answer in answers:
         assert ESCAPE not in answer.stdout + answer.stderr
         assert BIDI not in answer.stdout + answer.stderr
-    assert len(answers[1].stdout.splitlines()) == 1
+    state, outcome = answers[1].stdout.splitlines()
+    assert state.startswith("Failed (DataInvalid): [U+001B][31m")
+    assert outcome.startswith("bot: Failed (DataInvalid): [U+001B][31m")
     assert json.loads(answers[3].stdout)[0]["message"] == hostile
     assert yaml.safe_load(answers[2].stdout) == json.loads(answers[3].stdout)
 

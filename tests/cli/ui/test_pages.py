@@ -93,6 +93,7 @@ def test_runs_filters_select_and_links_open(tab: Tab) -> None:
     page = tab.open("/")
     expect(page.locator("#runs tbody tr")).to_have_count(100)
     page.get_by_role("link", name="Next page").click()
+    expect(page.get_by_role("link", name="Previous page")).to_be_visible()
     expect(page.locator("#runs tbody tr")).to_have_count(100)
     page.get_by_label("Phase").select_option("Failed")
     expect(page.locator("#runs tbody tr")).to_have_count(24)

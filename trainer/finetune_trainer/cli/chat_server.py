@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 1_000_000
 _MAX_TURNS = 500
 _CLIENT_TIMEOUT_SECONDS = 30  # a silent client must not occupy a thread
+_BUSY_SECONDS = 3.0
+"""How long a request waits for the one before: a client has received an answer before the server has finished with
+it."""
 _LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
@@ -98,7 +101,7 @@ class _ChatHandler(BaseHTTPRequestHandler):
             self._send_error(HTTPStatus.BAD_REQUEST, str(error))
 
     def _complete_alone(self, request: ChatRequest) -> None:
-        if not self.server.is_busy.acquire(blocking=False):
+        if not self.server.is_busy.acquire(timeout=_BUSY_SECONDS):
             raise RequestError(HTTPStatus.TOO_MANY_REQUESTS, "another request is being answered; try again later")
         try:
             self._complete(request)
