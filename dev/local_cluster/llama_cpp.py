@@ -6,6 +6,7 @@ as well.
 """
 
 import compileall
+import os
 import shutil
 import subprocess
 import sys
@@ -47,17 +48,22 @@ def _download(folder: Path) -> Path:
     options = ["--quiet", "--require-hashes", "--no-deps", "--no-cache-dir"]
     subprocess.run([*pip, "install", *options, "--only-binary=:all:", "-r", folder / "backend"], check=True)
     download = [*pip, "download", *options, "--no-binary=:all:", "--no-build-isolation", "--dest", folder / "source.d"]
-    subprocess.run([*download, "-r", folder / "source"], check=True)
+    # The build backend reads the metadata without CMake, which the machine may lack.
+    environment = {**os.environ, "SKBUILD_WHEEL_CMAKE": "false"}
+    subprocess.run([*download, "-r", folder / "source"], check=True, env=environment)
     return next((folder / "source.d").iterdir())
 
 
 def _extract(archive: Path, target: Path) -> None:
+    """Write the files that are needed. Debian's Python has no filters for `TarFile.extract`."""
     with tarfile.open(archive) as tar:
         for member in tar:
             name = member.name.removeprefix(_ROOT)
-            if member.isfile() and name != member.name and name.startswith(_PARTS):
-                member.name = name
-                tar.extract(member, target, filter="data")
+            if member.isfile() and name != member.name and name.startswith(_PARTS) and ".." not in name.split("/"):
+                content = tar.extractfile(member)
+                path = target / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read() if content else b"")
 
 
 if __name__ == "__main__":
