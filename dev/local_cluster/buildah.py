@@ -86,8 +86,8 @@ def run(reference: str, argv: Sequence[str], volumes: Mapping[Path, str], log: P
 
 
 def unmount_storage() -> None:
-    """Remove the bind mount of the store that a killed build leaves: hard links cannot cross a mount."""
-    shell.succeeds(["umount", get_storage_path() / "overlay"])  # fails if nothing is mounted
+    """Remove the mounts of the store that a killed or failed build leaves: hard links cannot cross a mount."""
+    shell.succeeds(["umount", "--recursive", get_storage_path() / "overlay"])  # fails if nothing is mounted
 
 
 def inspect(reference: str) -> dict[str, Any]:
