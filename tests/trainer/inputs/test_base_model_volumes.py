@@ -102,6 +102,7 @@ def test_base_model_link_leaving_volume_is_refused(
     (tmp_path / "secret").write_text("of the node")
     (blobs / "template").write_text("{{ messages }}")
     (model / "model.safetensors").write_bytes(b"base")
+    (model / "config.json").write_bytes(b"{}")
     (model / name).symlink_to(target)
     monkeypatch.setenv(CLAIMS_DIR_ENV, str(tmp_path / "claims"))
     config = build_config(s3, prefix, model={"uri": "pvc://models/tiny"})
