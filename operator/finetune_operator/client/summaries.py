@@ -18,7 +18,7 @@ _HEADLINE_TYPES = (ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.C
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What lists and pages show of a run. Text may be hostile; whoever shows it must escape it."""
+    """What lists and pages show of a run. Its text may be hostile: escape it where it is shown."""
 
     name: str
     namespace: str
