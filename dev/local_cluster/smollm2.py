@@ -64,6 +64,9 @@ def convert_model(source: Path, target: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    # transformers sets it for all GGUF files of this kind. The original has none, and llama.cpp's converter would write
+    # another kind of vocabulary.
+    tokenizer.backend_tokenizer.model.byte_fallback = False
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.bfloat16)
     model.hf_quantizer = None
     del model.config.quantization_config
