@@ -60,7 +60,7 @@ def run_pod(session: Session, request: PodRequest) -> Iterator[tuple[ToolPods, s
     """
     from finetune_operator.client.tool_pods import ToolPod, ToolPods, build_tool_pod
 
-    pods = ToolPods(session.client.core, session.client.namespace)
+    pods = ToolPods(session.client.server, session.client.namespace)
     template = pods.find_job(request.job.metadata.name)
     image = request.image or request.job.spec.compute.image or _read_image(template, pods.namespace)
     job, manifest = _complete(session, request, template)

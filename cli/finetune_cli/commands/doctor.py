@@ -42,9 +42,9 @@ def _examine(session: Session, storage: str | None) -> Iterator[Finding]:
     from finetune_cli.examination.cluster import CLUSTER_CHECKS
     from finetune_cli.examination.namespace import NAMESPACE_CHECKS
     from finetune_cli.examination.storage import check_storage
-    from finetune_operator.client.raw_api import RawApi
+    from finetune_operator.client.cluster_reader import ClusterReader
 
-    subject = Subject(RawApi(session.client.core.api_client), session.client.namespace)
+    subject = Subject(ClusterReader(session.client.server), session.client.namespace)
     yield from run_checks(subject, (*CLUSTER_CHECKS, *NAMESPACE_CHECKS))
     if storage:
         yield check_storage(storage, session.options.endpoint)

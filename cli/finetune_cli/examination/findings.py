@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from finetune_operator.client.raw_api import RawApi
+    from finetune_operator.client.cluster_reader import ClusterReader
 
 
 class Level(StrEnum):
@@ -35,7 +35,7 @@ class Finding:
 class Subject:
     """What is examined."""
 
-    api: RawApi
+    api: ClusterReader
     namespace: str
 
 
@@ -44,7 +44,7 @@ Check = Callable[[Subject], Iterable[Finding]]
 
 def run_checks(subject: Subject, checks: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
     """Yield the findings of checks with their names. A check that the user has no rights for is `UNKNOWN`."""
-    from finetune_operator.client.raw_api import NotPermitted
+    from finetune_operator.client.cluster_reader import NotPermitted
 
     for name, check in checks:
         try:

@@ -30,6 +30,7 @@ from finetune_operator.client.parsing import parse_object
 from finetune_trainer.contract import Storage
 from finetune_trainer.evaluation.paired_results import EvaluatedRow
 from finetune_trainer.records.evaluation import EvaluationReport
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 LIST_SECONDS = 2.0
 """The cluster is listed at most this often, however many tabs are open."""
@@ -154,7 +155,7 @@ class Source:
 
     def read_stored_log(self, past_run: PastRun) -> Fetched[list[str]]:
         """Return the last lines of the log beside a result."""
-        uri = past_run.summary.log_uri or f"{past_run.result.uri}/run.log"
+        uri = past_run.summary.log_uri or f"{past_run.result.uri}/{LOG_NAME}"
 
         def load() -> Fetched[list[str]]:
             return Fetched(self._history_store().read_text(uri).splitlines()[-MAX_LOG_LINES:])

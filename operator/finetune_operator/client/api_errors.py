@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from finetune_operator.api import PLURAL
+from finetune_operator.api.schedule import SCHEDULE_PLURAL
+from finetune_operator.api.sweep import SWEEP_PLURAL
 from finetune_operator.client.errors import (
     ClientError,
     ClusterUnavailable,
@@ -24,7 +27,7 @@ from finetune_operator.client.errors import (
 from finetune_trainer.text import to_one_line
 
 _READ_VERBS = ("get", "list", "watch")
-_OWN_RESOURCES = ("finetunejobs", "finetuneschedules", "finetunesweeps")
+_OWN_RESOURCES = (PLURAL, SCHEDULE_PLURAL, SWEEP_PLURAL)
 
 
 class RequestFailed(Exception):
@@ -129,8 +132,13 @@ def _describe_unauthorized(target: Target, status: _Status, message: str) -> Cli
 
 
 def _describe_forbidden(target: Target, status: _Status, message: str) -> ClientError:
-    if "cannot" not in message:  # a quota or an admission policy, which name themselves
+    if '" cannot ' not in message:  # a quota or an admission policy, which name themselves
         return Forbidden(f"the API server refuses to {target.verb} {target.subject}: {message}")
+    return build_missing_right_error(target)
+
+
+def build_missing_right_error(target: Target) -> Forbidden:
+    """Return the error of a missing right. It names the role that has the right: Kubernetes' own, or the chart's."""
     level = "view" if target.verb in _READ_VERBS else "edit"
     own_role = f"finetune-operator-{level} (or RELEASE-{level}) of the chart"
     role = own_role if target.resource in _OWN_RESOURCES else level

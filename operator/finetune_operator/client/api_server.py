@@ -28,7 +28,8 @@ class Collection(NamedTuple):
 
     api: str
     """Path of the API group: `/api/v1`, `/apis/finetune.dev/v1alpha1`."""
-    plural: str
+    plural: str = ""
+    """Name of the resource; empty for `api` as a complete path."""
     namespace: str = ""
 
     def build_path(self, name: str = "", subresource: str = "") -> str:
@@ -51,6 +52,7 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS
+    accept: str = "*/*"
 
 
 _OBJECT = TypeAdapter(Body)
@@ -61,7 +63,8 @@ class ApiServer:
     """An API server. All methods raise `ClientError`."""
 
     def __init__(self, api_client: ApiClient) -> None:
-        self._api_client = api_client
+        self.api_client = api_client
+        """The official client, which alone can forward ports."""
 
     def send(self, request: Request) -> Body:
         """Return the JSON object that answers a request."""
@@ -81,22 +84,22 @@ class ApiServer:
     def _open(self, request: Request) -> BaseHTTPResponse:
         path = request.collection.build_path(request.name, request.subresource)
         content_type = _MERGE_PATCH if request.verb == "patch" else _JSON
-        arguments = self._api_client.param_serialize(
+        arguments = self.api_client.param_serialize(
             _METHODS.get(request.verb, "GET"),
             path,
             query_params=list(request.query.items()),
-            header_params={"Accept": "*/*", "Content-Type": content_type},
+            header_params={"Accept": request.accept, "Content-Type": content_type},
             body=request.body,
             auth_settings=["BearerToken"],
         )
         timeout = (CONNECT_TIMEOUT_SECONDS, request.read_timeout_seconds)
-        response: BaseHTTPResponse = self._api_client.call_api(*arguments, _request_timeout=timeout).response
+        response: BaseHTTPResponse = self.api_client.call_api(*arguments, _request_timeout=timeout).response
         if not 200 <= response.status < 300:
             with closing(response):
                 raise RequestFailed(response.status, response.data.decode(errors="replace"))
         return response
 
     def _translate_errors(self, request: Request) -> AbstractContextManager[None]:
-        resource = "/".join(filter(None, [request.collection.plural, request.subresource]))
+        resource = "/".join(filter(None, [request.collection.plural or request.collection.api, request.subresource]))
         target = Target(request.verb, resource, request.collection.namespace, request.name)
-        return translate_api_errors(target, self._api_client.configuration.host)
+        return translate_api_errors(target, self.api_client.configuration.host)

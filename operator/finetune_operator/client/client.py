@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from finetune_operator.api import PLURAL, FineTuneJob
-from finetune_operator.api.schedule import SCHEDULE_PLURAL, FineTuneSchedule
-from finetune_operator.api.sweep import SWEEP_PLURAL, FineTuneSweep
+from finetune_operator.api import KIND, PLURAL, FineTuneJob
+from finetune_operator.api.schedule import SCHEDULE_KIND, SCHEDULE_PLURAL, FineTuneSchedule
+from finetune_operator.api.sweep import SWEEP_KIND, SWEEP_PLURAL, FineTuneSweep
 from finetune_operator.client.api_server import ApiServer
 from finetune_operator.client.connection import connect
 from finetune_operator.client.errors import ResultUnavailable
@@ -20,12 +19,10 @@ from finetune_operator.client.pods import Event, PodReader
 from finetune_operator.client.resources import Resource
 from finetune_operator.client.results import ResultStore
 from finetune_operator.client.summaries import get_phase
-
-if TYPE_CHECKING:
-    from kubernetes.client import CoreV1Api
+from finetune_trainer.records.manifest import REPORT_NAME
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 AnyKind = FineTuneJob | FineTuneSchedule | FineTuneSweep
-_LOG_NAME, _REPORT_NAME = "run.log", "report.html"
 _REJECTED_FOLDER = "/.rejected/"
 _POLL_SECONDS = 2.0
 
@@ -52,7 +49,8 @@ class Client:
         self._endpoint = endpoint
         self.namespace = namespace or self._connection.namespace
         """The namespace of all methods that do not name another one."""
-        server = ApiServer(self._connection.api_client)
+        self.server = server = ApiServer(self._connection.api_client)
+        """The API server, for requests that this class does not have."""
         self._pods = PodReader(server, self.namespace)
         self.jobs = Resource(server, FineTuneJob, PLURAL, self.namespace)
         """FineTuneJobs."""
@@ -61,13 +59,6 @@ class Client:
         self.sweeps = Resource(server, FineTuneSweep, SWEEP_PLURAL, self.namespace)
         """FineTuneSweeps."""
 
-    @cached_property
-    def core(self) -> CoreV1Api:
-        """The official client of pods and other objects of Kubernetes itself. It raises errors of its own."""
-        from kubernetes.client import CoreV1Api
-
-        return CoreV1Api(self._connection.api_client)
-
     def submit(self, manifest: Manifest, *, dry_run: bool = False) -> AnyKind:
         """Create the object of a manifest: a FineTuneJob, a FineTuneSchedule or a FineTuneSweep.
 
@@ -75,9 +66,9 @@ class Client:
         """
         body = read_manifest(manifest, self.namespace)
         resources: dict[str, Resource[Any]] = {
-            "FineTuneJob": self.jobs,
-            "FineTuneSchedule": self.schedules,
-            "FineTuneSweep": self.sweeps,
+            KIND: self.jobs,
+            SCHEDULE_KIND: self.schedules,
+            SWEEP_KIND: self.sweeps,
         }
         created: AnyKind = resources[body["kind"]].create(body, dry_run=dry_run)
         return created
@@ -101,7 +92,7 @@ class Client:
                 return job
         raise AssertionError("a follower does not end")
 
-    def events(self, name: str, kind: str = "FineTuneJob") -> list[Event]:
+    def events(self, name: str, kind: str = KIND) -> list[Event]:
         """Return the Events about an object, the oldest first."""
         return self._pods.list_events(name, kind)
 
@@ -125,7 +116,7 @@ class Client:
         if result:
             return store.read_report(store.read_result(result.adapter_uri, result.digest))
         if log_uri and _REJECTED_FOLDER in log_uri:
-            return store.read_object(f"{log_uri.rpartition('/')[0]}/{_REPORT_NAME}")
+            return store.read_object(f"{log_uri.rpartition('/')[0]}/{REPORT_NAME}")
         raise ResultUnavailable(f"FineTuneJob {name} has no report: its phase is {get_phase(job)}")
 
     def logs(self, name: str, *, follow: bool = False, pod: str | None = None) -> Iterator[str]:
@@ -172,7 +163,7 @@ class Client:
         status = job.status
         uri = status.log_uri if status else None
         if uri is None and status and status.result:
-            uri = f"{status.result.adapter_uri.rstrip('/')}/{_LOG_NAME}"
+            uri = f"{status.result.adapter_uri.rstrip('/')}/{LOG_NAME}"
         if uri is None:
             message = f"FineTuneJob {job.metadata.name} has no pod and no stored log: its phase is {get_phase(job)}"
             raise ResultUnavailable(message)

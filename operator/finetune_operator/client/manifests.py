@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_operator.api import API_VERSION, GROUP
+from finetune_operator.api import API_VERSION, GROUP, KIND
+from finetune_operator.api.schedule import SCHEDULE_KIND
+from finetune_operator.api.sweep import SWEEP_KIND
 from finetune_operator.client.errors import InvalidManifest
 from finetune_trainer.text import to_one_line
 
 Manifest = str | Path | Mapping[str, Any]
 """Path of a YAML file, or an object as a mapping."""
-KINDS = ("FineTuneJob", "FineTuneSchedule", "FineTuneSweep")
+KINDS = (KIND, SCHEDULE_KIND, SWEEP_KIND)
 
 
 def read_manifest(manifest: Manifest, namespace: str) -> dict[str, Any]:

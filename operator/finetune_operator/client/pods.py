@@ -133,7 +133,8 @@ def _get_creation(pod: Body) -> tuple[str, str]:
     return str(pod["metadata"].get("creationTimestamp")), str(pod["metadata"]["name"])
 
 
-def _get_container_state(pod: Body, container: str) -> Body:
+def get_container_state(pod: Body, container: str) -> Body:
+    """Return the state of a container: an object with one of `waiting`, `running` and `terminated`, or an empty one."""
     status = pod.get("status") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     found: Body = next((each.get("state") or {} for each in statuses if each.get("name") == container), {})
@@ -143,13 +144,13 @@ def _get_container_state(pod: Body, container: str) -> Body:
 def _find_started_container(pod: Body) -> str | None:
     """Return the trainer's container if it has started, or else the one that fills the model cache if it has."""
     for container in (TRAINER_CONTAINER, MODEL_CACHE_CONTAINER):
-        if _get_container_state(pod, container).keys() & {"running", "terminated"}:
+        if get_container_state(pod, container).keys() & {"running", "terminated"}:
             return container
     return None
 
 
 def _has_container_ended(pod: Body, container: str) -> bool:
-    return "terminated" in _get_container_state(pod, container) or _has_ended(pod)
+    return "terminated" in get_container_state(pod, container) or _has_ended(pod)
 
 
 def _has_ended(pod: Body) -> bool:
@@ -157,7 +158,7 @@ def _has_ended(pod: Body) -> bool:
 
 
 def _describe_waiting(pod: Body) -> str:
-    waiting: Any = _get_container_state(pod, TRAINER_CONTAINER).get("waiting") or {}
+    waiting: Any = get_container_state(pod, TRAINER_CONTAINER).get("waiting") or {}
     phase = (pod.get("status") or {}).get("phase", "Pending")
     return str(waiting.get("reason") or phase)
 

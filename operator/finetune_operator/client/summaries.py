@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune_operator.api import Condition, ConditionType, FineTuneJob, FineTuneJobStatus, ObservedProgress, Phase
 from finetune_operator.api.labels import SCHEDULE_LABEL, SWEEP_LABEL
 from finetune_trainer.records.manifest import REPORT_NAME
+from finetune_trainer.telemetry.run_log import LOG_NAME
 
 if TYPE_CHECKING:
     from finetune_operator.client.results import StoredResult
 
-LOG_NAME = "run.log"
 _HEADLINE_TYPES = (ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.CANCELLED, ConditionType.SUSPENDED)
 
 

@@ -6,37 +6,28 @@ are no part of a run: the operator does not see them, and the user needs the rig
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from socket import socket
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-from kubernetes.client import ApiException, BatchV1Api, CoreV1Api
-from urllib3.exceptions import HTTPError
-
-from finetune_operator.api.labels import (
-    JOB_LABEL,
-    KUEUE_LABELS,
-    TRAINER_CONTAINER,
-    VISIBLE_DEVICES_ENV,
-)
-from finetune_operator.api.objects import Body
+from finetune_operator.api.labels import JOB_LABEL, KUEUE_LABELS, TRAINER_CONTAINER, VISIBLE_DEVICES_ENV
 from finetune_operator.api.spec import GROUP, RunSpec
-from finetune_operator.client.api_errors import Target
+from finetune_operator.client.api_errors import Target, build_missing_right_error
+from finetune_operator.client.api_server import ApiServer, Body, Collection, Request
 from finetune_operator.client.errors import ClientError, Forbidden, WaitTimeout
-from finetune_operator.client.raw_api import translate_official_errors
+from finetune_operator.client.pods import PodReader, get_container_state
 from finetune_operator.resources import security, volumes
 from finetune_operator.resources.config_variables import build_config_variables
 from finetune_trainer.contract import MANIFEST_ENV
 
+if TYPE_CHECKING:
+    from kubernetes.client import ApiException
+
 TOOL_LABEL = f"{GROUP}/tool"
 """Label of these pods. Its value is their purpose."""
-REQUEST_TIMEOUT_SECONDS = (5, 30)
-"""Limits of the connection and of the response."""
 _POLL_SECONDS = 1.0
 _FATAL_REASONS = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 """Reasons of a waiting container that need a correction by the user."""
@@ -138,18 +129,16 @@ def _drop_devices(quantities: Mapping[str, Any]) -> Body:
 class ToolPods:
     """The pods of a namespace. All methods raise `ClientError`."""
 
-    def __init__(self, core: CoreV1Api, namespace: str) -> None:
-        self.core = core
+    def __init__(self, server: ApiServer, namespace: str) -> None:
         self.namespace = namespace
-        self._batch = BatchV1Api(core.api_client)
+        self._server = server
+        self._reader = PodReader(server, namespace)
+        self._pods = Collection("/api/v1", "pods", namespace)
+        self._jobs = Collection("/apis/batch/v1", "jobs", namespace)
 
     def find_job(self, run: str | None = None) -> Body | None:
         """Return the Job of a run, or else the newest Job of a run in the namespace."""
-        with translate_official_errors(self.core.api_client, Target("list", "jobs", self.namespace)):
-            found = self._batch.list_namespaced_job(
-                self.namespace, label_selector=JOB_LABEL, _request_timeout=REQUEST_TIMEOUT_SECONDS
-            )
-        jobs: list[Body] = self.core.api_client.sanitize_for_serialization(found)["items"]
+        jobs: list[Body] = self._server.send(Request("list", self._jobs, query={"labelSelector": JOB_LABEL}))["items"]
         return max(
             jobs,
             key=lambda job: (job["metadata"]["labels"][JOB_LABEL] == run, job["metadata"]["creationTimestamp"]),
@@ -159,15 +148,13 @@ class ToolPods:
     @contextmanager
     def start(self, body: Body) -> Iterator[str]:
         """Create a pod, yield its name, and delete it at the end, also after an exception or a signal."""
-        with self._translate_errors("create"):
-            created: Any = self.core.create_namespaced_pod(
-                self.namespace, cast(Any, body), _request_timeout=REQUEST_TIMEOUT_SECONDS
-            )
-        name = str(created.metadata.name)
+        created = self._server.send(Request("create", self._pods, body=body))
+        name = str(created["metadata"]["name"])
         try:
             yield name
         finally:
-            self._delete(name)
+            with suppress(ClientError):  # the deadline of the pod ends it
+                self._server.send(Request("delete", self._pods, name, query={"gracePeriodSeconds": "0"}))
 
     def wait_for_start(self, name: str, timeout_seconds: float, on_state: Callable[[str], None]) -> None:
         """Wait until the container runs or has ended. `on_state` gets each new reason why it does not run yet.
@@ -176,8 +163,8 @@ class ToolPods:
         """
         deadline, last_state = time.monotonic() + timeout_seconds, ""
         while True:
-            pod = self._get(name)
-            if _get_state(pod).get("running") or _read_end(pod):
+            pod = self._reader.get_pod(name)
+            if get_container_state(pod, TRAINER_CONTAINER).get("running") or _read_end(pod):
                 return
             state = self._describe_start(pod)
             if state != last_state:
@@ -189,20 +176,11 @@ class ToolPods:
 
     def follow_log(self, name: str) -> Iterator[str]:
         """Yield the lines of the log until the container ends."""
-        with self._translate_errors("get", "pods/log"):
-            response: Any = self.core.read_namespaced_pod_log(
-                name, self.namespace, container=TRAINER_CONTAINER, follow=True, _preload_content=False
-            )
-            rest = b""
-            for chunk in response.stream():
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in lines)
-        if rest:
-            yield rest.decode(errors="replace")
+        yield from self._reader.follow_log(self._reader.get_pod(name), lambda: True)
 
     def find_end(self, name: str) -> PodEnd | None:
         """Return the end of a pod, or None while it runs."""
-        return _read_end(self._get(name))
+        return _read_end(self._reader.get_pod(name))
 
     def wait_for_end(self, name: str) -> PodEnd:
         """Wait until a pod has ended."""
@@ -212,102 +190,50 @@ class ToolPods:
 
     def open_port(self, name: str, port: int) -> socket:
         """Return a socket that is connected to a port of the pod."""
+        from kubernetes.client import ApiException, CoreV1Api
         from kubernetes.stream import portforward
 
+        forward_port = CoreV1Api(self._server.api_client).connect_get_namespaced_pod_portforward
         try:
-            forward = portforward(
-                self.core.connect_get_namespaced_pod_portforward, name, self.namespace, ports=str(port)
-            )
+            forward = portforward(forward_port, name, self.namespace, ports=str(port))
         except ApiException as error:
             raise _describe_stream_error(error, self.namespace) from None
         connection: socket = forward.socket(port)
         connection.setblocking(True)
         return connection
 
-    @contextmanager
-    def _translate_errors(self, verb: str, resource: str = "pods") -> Iterator[None]:
-        """Raise the matching `ClientError`. Rights to pods are those of Kubernetes' own roles."""
-        with translate_official_errors(self.core.api_client, Target(verb, resource, self.namespace)):
-            try:
-                yield
-            except ApiException as error:
-                if error.status != HTTPStatus.FORBIDDEN:
-                    raise
-                raise _describe_refusal(error, verb, resource, self.namespace) from None
-
-    def _get(self, name: str) -> Body:
-        with self._translate_errors("get"):
-            pod = self.core.read_namespaced_pod(name, self.namespace, _request_timeout=REQUEST_TIMEOUT_SECONDS)
-        body: Body = self.core.api_client.sanitize_for_serialization(pod)
-        return body
-
-    def _delete(self, name: str) -> None:
-        # The deadline of the pod ends it if this fails.
-        with suppress(ApiException, HTTPError, OSError):
-            self.core.delete_namespaced_pod(
-                name, self.namespace, grace_period_seconds=0, _request_timeout=REQUEST_TIMEOUT_SECONDS
-            )
-
     def _describe_start(self, pod: Body) -> str:
         """Return why the container does not run yet. Raises `ClientError` if it never will."""
-        name, status, waiting = pod["metadata"]["name"], pod["status"], _get_state(pod).get("waiting", {})
+        name, status = pod["metadata"]["name"], pod["status"]
+        waiting = get_container_state(pod, TRAINER_CONTAINER).get("waiting") or {}
         reason = str(waiting.get("reason") or status.get("phase", "Pending"))
         if reason in _FATAL_REASONS:
             raise ClientError(f"pod {name} cannot start: {reason}: {waiting.get('message', '')}")
-        for condition in status.get("conditions", []):
+        for condition in status.get("conditions") or ():
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 return f"{condition.get('reason')}: {condition.get('message')}"
         return self._read_warning(name) or reason
 
     def _read_warning(self, name: str) -> str:
         """Return the last Event of the type Warning about a pod, such as a Secret that cannot be mounted."""
-        with suppress(ApiException):
-            events = self.core.list_namespaced_event(
-                self.namespace,
-                field_selector=f"involvedObject.name={name},type=Warning",
-                _request_timeout=REQUEST_TIMEOUT_SECONDS,
-            ).items
-            return f"{events[-1].reason}: {events[-1].message}" if events else ""
+        with suppress(Forbidden):
+            warnings = [event for event in self._reader.list_events(name, "Pod") if event.type == "Warning"]
+            return f"{warnings[-1].reason}: {warnings[-1].message}" if warnings else ""
         return ""
 
 
-def _get_state(pod: Body) -> Body:
-    """Return the state of the container: an object with one of `waiting`, `running` and `terminated`."""
-    statuses = pod["status"].get("containerStatuses", [])
-    return next((each.get("state", {}) for each in statuses if each["name"] == TRAINER_CONTAINER), {})
-
-
 def _read_end(pod: Body) -> PodEnd | None:
-    terminated, reason = _get_state(pod).get("terminated"), pod["status"].get("reason", "")
+    terminated, reason = get_container_state(pod, TRAINER_CONTAINER).get("terminated"), pod["status"].get("reason", "")
     if terminated:
         return PodEnd(terminated["exitCode"], reason or terminated.get("reason", ""))
     phase = pod["status"].get("phase")
     return PodEnd(int(phase == "Failed"), reason) if phase in ("Failed", "Succeeded") else None
 
 
-def _describe_refusal(error: ApiException, verb: str, resource: str, namespace: str) -> Forbidden:
-    """Distinguish a missing right from a pod that a quota or a policy refuses."""
-    body = str(error.body or "")
-    if " cannot " in body:
-        return _describe_missing_right(verb, resource, namespace)
-    return Forbidden(f"namespace {namespace} refuses the pod: {_read_message(body)}")
-
-
-def _describe_missing_right(verb: str, resource: str, namespace: str) -> Forbidden:
-    role = "view" if verb in ("get", "list") else "edit"
-    message = f"you may not {verb} {resource} in namespace {namespace}"
-    return Forbidden(f"{message}; Kubernetes' ClusterRole {role} has this right, bind it to you in the namespace")
-
-
-def _read_message(body: str) -> str:
-    try:
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        return body
-
-
 def _describe_stream_error(error: ApiException, namespace: str) -> ClientError:
+    """Describe the error of a port-forward, whose status is a part of its reason."""
+    target = Target("create", "pods/portforward", namespace)
     reason = str(error.reason)
     if " 403 " in reason:
-        return _describe_missing_right("create", "pods/portforward", namespace)
+        return build_missing_right_error(target)
     return ClientError(f"the port-forward to the pod failed: {reason}")

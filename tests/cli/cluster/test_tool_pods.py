@@ -145,8 +145,8 @@ def test_plan_without_right_to_create_pods_names_the_role(
     answer = tenant("plan", write_manifest(tmp_path, namespace), "--pod", "--image", "trainer:1")
     assert answer.status == 1
     assert answer.stderr.splitlines()[-1] == (
-        f"error: you may not create pods in namespace {namespace.name}; Kubernetes' ClusterRole edit has this right, "
-        "bind it to you in the namespace"
+        f"error: you may not create pods in namespace {namespace.name}; the ClusterRole edit has this right, ask "
+        "an administrator to bind it to you"
     )
 
 

@@ -69,7 +69,7 @@ class ClusterNamespace:
     @property
     def core(self) -> CoreV1Api:
         """The official client of an administrator."""
-        return self.client.core
+        return CoreV1Api(self.client.server.api_client)
 
     def grant(self, *rules: Body) -> None:
         """Give the tenant a role in the namespace."""
