@@ -103,7 +103,7 @@ def _complete(session: Session, request: PodRequest, template: Mapping[str, Any]
         return completed, request.text
     document = copy.deepcopy(dict(request.document))
     get_run_section(document)["storage"] = completed.spec.storage.to_json()
-    return completed, json.dumps(document, default=str)
+    return completed, json.dumps(document)
 
 
 @contextmanager

@@ -63,6 +63,18 @@ def test_get_adapter_damaged_file_fails_and_leaves_nothing_under_its_name(
     assert not (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_report_of_rejected_run_is_that_of_the_gate(
+    finetune: CommandLine, namespace: ClientNamespace, endpoint: S3Server, tmp_path: Path
+) -> None:
+    folder = "s3://results/gated/.rejected/0123456789ab"
+    endpoint.put(f"{folder}/report.html", b"rejected")
+    namespace.create_job()
+    namespace.write_status({"phase": "Failed", "reason": "EvaluationGate", "logURI": f"{folder}/run.log"})
+
+    assert finetune("report", "bot", "--no-open").stdout == "report-bot.html\n"
+    assert (tmp_path / "report-bot.html").read_bytes() == b"rejected"
+
+
 def test_report_of_run_is_written_to_a_file(
     finetune: CommandLine, namespace: ClientNamespace, endpoint: S3Server, tmp_path: Path
 ) -> None:

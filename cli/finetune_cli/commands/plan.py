@@ -86,7 +86,7 @@ def _plan_here(session: Session, file: Path, arguments: list[str]) -> int:
     endpoint = session.options.endpoint
     environment = dict(os.environ)
     if endpoint:
-        environment["FINETUNE_MANIFEST"] = json.dumps(_replace_endpoint(load_document(file), endpoint), default=str)
+        environment["FINETUNE_MANIFEST"] = json.dumps(_replace_endpoint(load_document(file), endpoint))
     command = build_trainer_command("plan", *([] if endpoint else [str(file)]), *arguments)
     is_yaml = session.options.output is OutputFormat.YAML
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE if is_yaml else None, text=True, check=False)
@@ -120,13 +120,12 @@ def _plan_in_pod(session: Session, file: Path, arguments: list[str], image: str 
 
 def load_document(file: Path) -> dict[str, Any]:
     """Return a manifest that the trainer accepts, as plain values. Raises `TrainerError` with one line per mistake."""
-    from ruamel.yaml import YAML
-
     from finetune_trainer.config import loader
+    from finetune_trainer.config.documents import read_documents, to_plain
 
     loader.load_template(file)
-    document: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    return document
+    document: Any = to_plain(read_documents(file)[0])
+    return dict(document)
 
 
 def _read_run(file: Path, document: dict[str, Any], namespace: str) -> FineTuneJob:

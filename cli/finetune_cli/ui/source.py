@@ -163,8 +163,8 @@ class Source:
         return self._guard(self._cached(("stored log", uri), load, HISTORY_SECONDS), [])
 
     def read_report(self, job: FineTuneJob) -> bytes:
-        """Return the report of a run. Raises `ClientError`."""
-        return self._store(job).read_report(self._read_result(job))
+        """Return the report of a run, also of one that the gate has rejected. Raises `ClientError`."""
+        return self._client(job.metadata.namespace).report(job.metadata.name)
 
     def read_stored_report(self, past_run: PastRun) -> bytes:
         """Return the report of a result. Raises `ClientError`."""
@@ -184,17 +184,11 @@ class Source:
 
     def get_comparable(self, job: FineTuneJob) -> Comparable:
         """Return result and rows of a run. Raises `ClientError`."""
-        result, store = self._read_result(job), self._store(job)
-        return self._cached(
-            ("rows", result.digest), lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS
-        )()
+        return self._load_rows(self._store(job), self._read_result(job))
 
     def get_stored_comparable(self, past_run: PastRun) -> Comparable:
         """Return the rows of a result. Raises `ClientError`."""
-        result, store = past_run.result, self._history_store()
-        return self._cached(
-            ("rows", result.digest), lambda: Comparable(result, store.read_rows(result)), RESULT_SECONDS
-        )()
+        return self._load_rows(self._history_store(), past_run.result)
 
     # Loading
 

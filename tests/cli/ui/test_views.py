@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from datetime import UTC, datetime
 
 import pytest
 from tests.support.operator.builders import build_finetunejob
 from tests.support.ui.cluster_objects import build_complete_status, build_live_status, build_sweep
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from finetune_cli.app import build_app
 from finetune_cli.ui.cache import TimedCache
 from finetune_cli.ui.losses import MAX_POINTS, LossHistory
 from finetune_cli.ui.source import Run
@@ -79,6 +83,18 @@ def test_commands_hostile_uri_is_quoted() -> None:
     job = make_job(status)
     commands = dict(list_commands(Run(job, summarize_job(job))))
     assert commands["List its files"] == "aws s3 ls --recursive 's3://b/$(reboot)'/"
+
+
+@pytest.mark.parametrize("phase", ["Complete", "Running", "Suspended"])
+def test_commands_of_each_phase_are_accepted(phase: str) -> None:
+    status = build_complete_status("bot") if phase == "Complete" else {"phase": phase}
+    job = make_job(status)
+    group = get_command(build_app())
+    assert isinstance(group, TyperGroup)
+    texts = [text for _, text in list_commands(Run(job, summarize_job(job))) if text.startswith("finetune ")]
+    assert texts
+    for _, name, *arguments in map(shlex.split, texts):
+        group.commands[name].make_context(name, arguments)  # raises for wrong arguments
 
 
 def test_sweep_trials_lowest_loss_is_first_and_unfinished_are_last() -> None:

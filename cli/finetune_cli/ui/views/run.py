@@ -8,7 +8,7 @@ from typing import Any
 from finetune_cli.ui.source import Run
 from finetune_cli.ui.views.settings import list_settings
 from finetune_operator.api import Phase
-from finetune_trainer.contract import DatasetReport, MetricChange
+from finetune_trainer.contract import DatasetReport, MetricChange, Reason
 from finetune_trainer.evaluation.decisions import decide_direction
 from finetune_trainer.records.evaluation import Estimate, EvaluationReport
 from finetune_trainer.reporting.charts import build_loss_chart
@@ -30,6 +30,7 @@ def build_run_context(run: Run, losses: EvaluationReport) -> dict[str, Any]:
         "dataset": status.dataset if status else None,
         "rows": list_rows(status.dataset if status else None),
         "result": result,
+        "has_report": result is not None or run.summary.reason == Reason.EVALUATION_GATE,
         "baselines": [(each.name, list_changes(each.changes)) for each in (result.baselines or [])] if result else [],
         "verdicts": result.verdicts.to_json() if result and result.verdicts else {},
         "commands": list_commands(run),
@@ -68,7 +69,7 @@ def list_commands(run: Run) -> list[tuple[str, str]]:
     commands = [("Follow the log", f"finetune logs {target}"), ("Show the object", f"kubectl get ftj {target} -o yaml")]
     if run.summary.adapter_uri:
         commands += [
-            ("Download the adapter", f"finetune get-adapter {target}"),
+            ("Download the adapter", f"finetune get-adapter {shlex.quote(name)} {target}"),
             ("List its files", f"aws s3 ls --recursive {shlex.quote(run.summary.adapter_uri)}/"),
         ]
     elif run.summary.phase == Phase.SUSPENDED:
