@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.support.docs.code_blocks import DOCS, ROOT, CodeBlock, read_blocks
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from finetune_cli.app import build_app
+from finetune_trainer.cli.app import build_parser
 
 PAGES = sorted(DOCS.rglob("*.md"))
 RUN_PAGES = [*sorted((DOCS / "getting-started").glob("*.md")), *sorted((DOCS / "tutorials").glob("*.md"))]
@@ -47,6 +53,36 @@ def _with_name(block: CodeBlock) -> str:
 def test_commands_are_valid_shell(block: CodeBlock) -> None:
     result = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def list_calls(code: str) -> Iterator[list[str]]:
+    """Yield the words of each call of a program of this project. Variables and substitutions stay as they are."""
+    for line in code.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if not set(word) <= set("|&;<>"):
+                words.append(word)
+                continue
+            start = 1 if words[:2] == ["kubectl", "finetune"] else 0
+            if words[start : start + 1] in (["finetune"], ["finetune-trainer"]):
+                yield words[start:]
+            words = []
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in [*COMMANDS, *read_blocks(ROOT / "README.md", "sh")] if "finetune" in block.code],
+    ids=get_place,
+)  # fmt: skip
+def test_commands_of_this_project_have_valid_arguments(block: CodeBlock) -> None:
+    group = get_command(build_app())
+    assert isinstance(group, TyperGroup)
+    for program, name, *arguments in list_calls(block.code):
+        if program == "finetune-trainer":
+            build_parser().parse_args([name, *arguments])  # exits for wrong arguments
+        elif not name.startswith("--"):
+            group.commands[name].make_context(name, arguments)  # raises for wrong arguments
 
 
 @pytest.mark.parametrize("block", [block for block in COMMANDS if block.runner == "offline"], ids=get_place)
