@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import shlex
 import subprocess
@@ -100,8 +102,14 @@ def test_commands_offline_succeed(block: CodeBlock, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in read_blocks(page, "python")], ids=get_place)
-def test_python_blocks_compile(block: CodeBlock) -> None:
-    compile(block.code, block.place, "exec")
+def test_python_blocks_import_existing_names(block: CodeBlock) -> None:
+    imports = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(block.code, block.place))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("finetune_")
+        for alias in node.names
+    ]
+    assert [each for each in imports if not hasattr(importlib.import_module(each[0]), each[1])] == []
 
 
 def _find_spec(document: dict[str, Any]) -> dict[str, Any] | None:

@@ -80,8 +80,12 @@ def call(program: Path, *arguments: str | Path) -> str:
 def test_wheel_installed_command_line_works(environment: Path) -> None:
     assert "Usage: finetune" in call(environment / "finetune", "--help")
     assert "kubectl finetune" in call(environment / "kubectl-finetune", "--help")
-    assert "doctor" in call(environment / "finetune", "doctor", "--help")
-    call(environment / "python", "-c", "import finetune_operator.client")
+    manifest = environment / "job.yaml"
+    manifest.write_text(call(environment / "finetune", "init", "--name", "bot", "--data", "s3://data/train.jsonl"))
+    samples = [ROOT / "manifests" / "samples" / name for name in ("quickstart.yaml", "sweep.yaml", "schedule.yaml")]
+    report = call(environment / "finetune", "validate", manifest, *samples)
+    assert report.count(" is valid\n") == 4
+    call(environment / "python", "-c", "import finetune_operator.client, finetune_cli.ui.app")
 
 
 @pytest.mark.timeout(180)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,13 +48,12 @@ def _find_all_problems(session: Session, manifest: Manifest, server: bool) -> li
     problems = find_problems(manifest)
     if problems or not server:
         return problems
+    namespaced = session.in_namespace(manifest.metadata.get("namespace"))
     try:
-        namespaced = session.in_namespace(manifest.metadata.get("namespace"))
-        namespaced.client.submit(manifest.to_body(), dry_run=True)
+        with suppress(ObjectExists):  # the API server has validated the manifest before it found the other object
+            namespaced.client.submit(manifest.to_body(), dry_run=True)
     except InvalidManifest as error:
         return [f"{manifest.source}: {problem}" for problem in error.problems]
-    except ObjectExists:
-        pass  # the API server has validated it before it found the other object
     return []
 
 
