@@ -117,6 +117,18 @@ def test_convert_adapter_unknown_architecture_is_named(model_dir: Path, converte
     assert error.value.reason is Reason.MODEL_UNSUPPORTED
 
 
+def test_create_gguf_files_unknown_tokenizer_of_merged_model_keeps_adapter(
+    converted: Path, model_dir: Path, converter: Converter, tmp_path: Path
+) -> None:
+    missing = create_gguf_files(
+        GgufSources(converted / "adapter", model_dir, model_dir), "q8_0", converter, tmp_path / "gguf"
+    )
+    assert missing.keys() == {"model-q8_0.gguf"}
+    assert "does not know the tokenizer" in missing["model-q8_0.gguf"]
+    assert {path.name for path in (tmp_path / "gguf").iterdir()} == {"adapter-q8_0.gguf", "Modelfile"}
+    assert "ADAPTER ./adapter-q8_0.gguf" in (tmp_path / "gguf" / "Modelfile").read_text()
+
+
 def test_create_gguf_files_unknown_tokenizer_is_refused(model_dir: Path, converter: Converter, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="does not know the tokenizer of this model"):
         create_gguf_files(GgufSources(None, model_dir, model_dir), "f16", converter, tmp_path / "gguf")

@@ -237,6 +237,14 @@ def test_card_has_command_for_vllm_with_fitting_rank(rank: int, expected: str) -
     assert expected in text
 
 
+def test_card_gguf_files_are_named_if_requested() -> None:
+    output = run_records.CONFIG["output"]
+    assert "GGUF files for llama.cpp and Ollama are in the folder `gguf`" in render_with_output(
+        output={**output, "gguf": "q8_0"}
+    )
+    assert "folder `gguf`" not in render_with_output()
+
+
 def test_card_dora_adapter_has_no_command_for_vllm() -> None:
     text = render_with_output(training={"epochs": 1, "lora": {"variant": "dora"}})
     assert "vllm serve" not in text

@@ -20,6 +20,7 @@ from finetune_trainer.inputs.base_model import resolve_model
 from finetune_trainer.publishing.gguf_converter import Converter, find_converters
 from finetune_trainer.publishing.gguf_files import GgufSources, create_gguf_files, find_adapter_problem
 from finetune_trainer.publishing.gguf_output import GgufOutput
+from finetune_trainer.publishing.gguf_stage import describe_missing
 from finetune_trainer.publishing.output_lock import OutputLock
 from finetune_trainer.publishing.published_result import PublishedResult, download_merged
 from finetune_trainer.publishing.uploads import Uploads
@@ -73,10 +74,11 @@ def export_result(request: ExportRequest, scratch: Path) -> str:
         published = _read_result(request)
         if request.target is None:
             return _publish(request, published, converter, work_dir)
-        create_gguf_files(_fetch_sources(request, published, work_dir), request.gguf_type, converter, work_dir / "gguf")
+        sources = _fetch_sources(request, published, work_dir)
+        missing = create_gguf_files(sources, request.gguf_type, converter, work_dir / "gguf")
         request.target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(work_dir / "gguf", request.target, dirs_exist_ok=True)
-        return str(request.target)
+        return f"{request.target}{describe_missing(missing)}"
 
 
 def _read_result(request: ExportRequest) -> PublishedResult:
@@ -102,9 +104,9 @@ def _publish(request: ExportRequest, published: PublishedResult, converter: Conv
         output = GgufOutput(s3, prefix, uploads, published.digest, _get_signing(published))
         output.check_vacant()
         sources = _fetch_sources(request, published, work_dir)
-        create_gguf_files(sources, request.gguf_type, converter, work_dir / "gguf")
-        output.publish(work_dir / "gguf", request.gguf_type)
-        return output.uri
+        missing = create_gguf_files(sources, request.gguf_type, converter, work_dir / "gguf")
+        output.publish(work_dir / "gguf", request.gguf_type, missing)
+        return f"{output.uri}{describe_missing(missing)}"
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from finetune_trainer.storage import check_disk_space
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_LASTING_REASONS = (Reason.MODEL_UNSUPPORTED, Reason.INTERNAL_ERROR)
+"""Reasons that another attempt would not change."""
 _INDEX_SUFFIX = ".index.json"
 _BYTES_BY_TYPE = {"f16": 1.0, "bf16": 1.0, "q8_0": 17 / 32}
 """Size of a file as a share of weights in 16 bits, which is the most that published models and adapters have."""
@@ -44,11 +46,12 @@ class GgufSources:
         return self.merged_dir or self.adapter_dir or self.base_dir
 
 
-def create_gguf_files(sources: GgufSources, gguf_type: GgufType, converter: Converter, target: Path) -> None:
+def create_gguf_files(sources: GgufSources, gguf_type: GgufType, converter: Converter, target: Path) -> dict[str, str]:
     """Write the GGUF files and the Modelfile to the folder `target`, the same bytes for the same sources.
 
-    Raises `MODEL_UNSUPPORTED` for what llama.cpp does not support, and `INTERNAL_ERROR` if a file differs from its
-    source.
+    Returns why files are missing, by their names: a merged model that cannot be converted does not stop the adapter.
+    Raises `MODEL_UNSUPPORTED` if llama.cpp supports nothing of the result, and `INTERNAL_ERROR` if a file differs from
+    its source.
     """
     from finetune_trainer.publishing import gguf_check, gguf_modelfile
 
@@ -57,16 +60,24 @@ def create_gguf_files(sources: GgufSources, gguf_type: GgufType, converter: Conv
     check_disk_space(target.parent, {"GGUF files": estimate_gguf_bytes(map(_measure_weights, folders), gguf_type)})
     target.mkdir(parents=True, exist_ok=True)
     adapter_name = model_name = None
+    missing: dict[str, str] = {}
     if sources.adapter_dir:
         adapter_name = get_adapter_name(gguf_type)
         alpha = _convert_adapter(sources.adapter_dir, sources.base_dir, gguf_type, converter, target / adapter_name)
         gguf_check.check_adapter(target / adapter_name, sources.adapter_dir, alpha)
     if sources.merged_dir:
         model_name = get_model_name(gguf_type)
-        converter.convert_model(sources.merged_dir, gguf_type, target / model_name)
-        gguf_check.check_model(target / model_name, sources.merged_dir, tokenizer)
+        try:
+            converter.convert_model(sources.merged_dir, gguf_type, target / model_name)
+            gguf_check.check_model(target / model_name, sources.merged_dir, tokenizer)
+        except TrainerError as error:
+            if adapter_name is None or error.reason not in _LASTING_REASONS:
+                raise
+            (target / model_name).unlink(missing_ok=True)
+            missing, model_name = {model_name: error.message}, None
     modelfile = gguf_modelfile.build_modelfile(adapter_name, model_name, tokenizer)
     (target / MODELFILE_NAME).write_text(modelfile, encoding="utf-8")
+    return missing
 
 
 def estimate_gguf_bytes(weight_bytes: Iterable[int], gguf_type: GgufType) -> int:

@@ -38,12 +38,12 @@ class GgufOutput:
         self.uri = str(output.child(GGUF_PREFIX)).rstrip("/")
 
     def is_complete(self, gguf_type: GgufType, names: set[str]) -> bool:
-        """Return whether these files of this adapter are published in this type."""
+        """Return whether these files of this adapter are published in this type, or known to be impossible."""
         manifest = self._read_manifest()
         return (
             manifest is not None
             and (manifest.adapter_digest, manifest.type) == (self._adapter_digest, gguf_type)
-            and names <= {file.path for file in manifest.files}
+            and names <= {*(file.path for file in manifest.files), *manifest.missing}
         )
 
     def check_vacant(self) -> None:
@@ -58,16 +58,19 @@ class GgufOutput:
             message = f"{self.uri} contains files that this run has not published, such as {names[0]}; remove them"
             raise TrainerError(Reason.OUTPUT_EXISTS, message)
 
-    def publish(self, folder: Path, gguf_type: GgufType) -> None:
-        """Upload the files of `folder` and their manifest. If that fails, the files are removed."""
+    def publish(self, folder: Path, gguf_type: GgufType, missing: dict[str, str]) -> None:
+        """Upload the files of `folder` and their manifest. If that fails, the files are removed.
+
+        `missing` says why requested files cannot be made, by their names.
+        """
         self.check_vacant()
         try:
-            self._upload(folder, gguf_type)
+            self._upload(folder, gguf_type, missing)
         except Exception:
             self._try_withdraw()
             raise
 
-    def _upload(self, folder: Path, gguf_type: GgufType) -> None:
+    def _upload(self, folder: Path, gguf_type: GgufType, missing: dict[str, str]) -> None:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
         files = [FileRecord.from_path(path, path.name) for path in paths]
         self._uploads.announce([file.model_copy(update={"path": GGUF_PREFIX + file.path}) for file in files])
@@ -78,6 +81,7 @@ class GgufOutput:
             type=gguf_type,
             converter=CONVERTER,
             files=files,
+            missing=missing,
         ).to_bytes()
         if self._signing_config:
             (folder / MANIFEST_NAME).write_bytes(content)

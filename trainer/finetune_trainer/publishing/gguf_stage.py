@@ -43,7 +43,7 @@ def add_gguf_files(
     termination_message.write_outcome(pending_outcome)
     context.recorder.record_published(pending_outcome)
     try:
-        _publish(gguf_output, gguf_type, context, fetch_sources)
+        missing = _publish(gguf_output, gguf_type, context, fetch_sources)
     except Exception as error:  # the result stays published whatever this was
         if is_bug(error):
             logging.getLogger(_BUG_LOGGER).exception("This is a bug. Please report it with the traceback below.")
@@ -51,22 +51,31 @@ def add_gguf_files(
         log.warning("the GGUF files are not published: %s", cause)
         return _append_message(outcome, f"the GGUF files are not published: {cause}; {_RETRY_HINT}")
     final_outcome = outcome.model_copy(update={"result": result.model_copy(update={"gguf_uri": gguf_output.uri})})
-    return _append_message(final_outcome, f"the GGUF files are published at {gguf_output.uri}")
+    return _append_message(
+        final_outcome, f"the GGUF files are published at {gguf_output.uri}{describe_missing(missing)}"
+    )
 
 
 def _publish(
     gguf_output: GgufOutput, gguf_type: GgufType, context: RunContext, fetch_sources: Callable[[], GgufSources]
-) -> None:
+) -> dict[str, str]:
+    """Publish the files. Returns why requested files are missing, by their names."""
     if gguf_output.is_complete(gguf_type, list_gguf_names(context.config)):  # another attempt was faster
-        return
+        return {}
     gguf_output.check_vacant()
     converter = Converter(find_converters(), context.progress.heartbeat)
     with gguf_output.attempts.count():
         context.progress.update(stage=Stage.EXPORTING)
         folder = context.work_dir / "gguf"
-        create_gguf_files(fetch_sources(), gguf_type, converter, folder)
+        missing = create_gguf_files(fetch_sources(), gguf_type, converter, folder)
         context.progress.update(stage=Stage.UPLOADING)
-        gguf_output.publish(folder, gguf_type)
+        gguf_output.publish(folder, gguf_type, missing)
+    return missing
+
+
+def describe_missing(missing: dict[str, str]) -> str:
+    """Return why files are missing, as the rest of a sentence. It is empty if there are all."""
+    return "".join(f", without {name}: {reason}" for name, reason in missing.items())
 
 
 def collect_trained_sources(

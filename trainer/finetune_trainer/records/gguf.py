@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from finetune_trainer.contract import GgufType, Model, TrainerConfig
 from finetune_trainer.records.manifest import FileRecord
@@ -30,6 +30,8 @@ class GgufManifest(Model):
     converter: str
     """Package and version of the conversion scripts."""
     files: list[FileRecord]
+    missing: dict[str, str] = Field(default={})
+    """Files that were requested and cannot be made, with the reason, by their names."""
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: JSON in UTF-8."""
