@@ -69,7 +69,7 @@ def merge_adapter(merge_inputs: MergeInputs, loaded: LoadedModel, target: Path) 
     max_tokens = limit_loss_tokens(merge_inputs.config, get_max_positions(loaded.model.config))
     checker = MergeChecker(merge_inputs.texts, precision, merge_inputs.heartbeat, max_tokens)
     losses_before = checker.measure_before_merge(loaded.model)
-    _save_merged_model(
+    save_merged_model(
         merge_weights(loaded.model, merge_inputs.heartbeat), loaded.tokenizer, merge_inputs.model_dir, target
     )
     _free_weights(loaded.model)
@@ -110,7 +110,7 @@ def merge_weights(model: PeftModel, heartbeat: Callable[[], None]) -> PreTrained
     return merged
 
 
-def _save_merged_model(
+def save_merged_model(
     merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, target: Path
 ) -> None:
     """Save weights, tokenizer and the generation config that is also published with the adapter.
