@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -26,11 +28,19 @@ def list_tags(machine: str) -> set[Tag]:
     return {*cpython_tags(PYTHON, platforms=platforms), *compatible_tags(PYTHON, platforms=platforms)}
 
 
+def find_uv() -> str:
+    """Return the program that `make setup` has used."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    program = shutil.which("uv", path=f"{os.environ['PATH']}:{cache / 'finetune-operator' / 'uv' / 'bin'}")
+    assert program, "uv is not installed: run make setup"
+    return program
+
+
 def list_requirements(extra: str, machine: str) -> list[tuple[str, str]]:
     """Return name and version of the locked packages that an extra installs on a machine."""
     options = ["--frozen", "--no-dev", "--no-emit-project", "--no-hashes", "--quiet"]
     output = subprocess.run(
-        ["uv", "export", *options, "--extra", extra], cwd=ROOT, capture_output=True, text=True, check=True
+        [find_uv(), "export", *options, "--extra", extra], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     lines = [line.strip() for line in output.splitlines()]
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]

@@ -85,15 +85,20 @@ def _generate_install_manifest(*, write: bool) -> list[Path]:
     if helm is None:
         sys.stderr.write("install.yaml was not generated: helm was not found in HELM or on PATH\n")
         return []
-    command = [helm, "template", "finetune-operator", str(CHART), "--namespace", NAMESPACE, "--skip-tests"]
-    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    namespace = yaml.dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, sort_keys=False)
-    text = f"{_GENERATED_NOTE}---\n{namespace}{rendered}"
+    text = render_install_manifest(helm, CHART)
     if not _is_stale(path, text):
         return []
     if write:
         _write_file(path, text)
     return [path]
+
+
+def render_install_manifest(helm: str, chart: Path) -> str:
+    """Return a manifest of the chart in that folder with its default values, and of the operator's namespace."""
+    command = [helm, "template", "finetune-operator", str(chart), "--namespace", NAMESPACE, "--skip-tests"]
+    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    namespace = yaml.dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, sort_keys=False)
+    return f"{_GENERATED_NOTE}---\n{namespace}{rendered}"
 
 
 def _is_stale(path: Path, text: str) -> bool:
