@@ -78,6 +78,7 @@ MODULES = (
     *CLUSTER_MODULES,
     GoModule("kstatus", (".",), ("kstatus",)),  # used in tests
     GoModule("argocd", (".",), ("argocd-health",)),  # used in tests
+    GoModule("actionlint", ("github.com/rhysd/actionlint/cmd/actionlint",), ("actionlint",)),  # used in tests
 )
 # Built only for `make test-kueue`, because the build takes 11 minutes of CPU time.
 KUEUE = GoModule("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), ("kueue",))
