@@ -42,7 +42,7 @@ test-fast:
 	@$(RUN) pytest --quiet $(PARALLEL) --dist=worksteal --ignore=tests/chart \
 	  -m "not s3 and not training and not cluster and not browser and not gpu and not upgrade and not serving"
 
-test: check ## all tests except upgrade, GPU and Kueue, in order; needs root for the local cluster
+test: check ## all tests except upgrade, GPU, Kueue and serving, in order; needs root for the local cluster
 	@$(LOCAL) browser
 	@$(LOCAL) tools && HELM=$$(ls $(HELM_BUILT)) $(RUN) python -m finetune_operator.codegen --check
 	@$(RUN) pytest --quiet $(PARALLEL) tests/chart

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,15 @@ def find_uv() -> str:
     return program
 
 
-def list_requirements(extra: str, machine: str) -> list[tuple[str, str]]:
-    """Return name and version of the locked packages that an extra installs on a machine."""
+def list_requirements(extras: Sequence[str], machine: str) -> list[tuple[str, str]]:
+    """Return name and version of the locked packages that extras install on a machine."""
     options = ["--frozen", "--no-dev", "--no-emit-project", "--no-hashes", "--quiet"]
     output = subprocess.run(
-        [find_uv(), "export", *options, "--extra", extra], cwd=ROOT, capture_output=True, text=True, check=True
+        [find_uv(), "export", *options, *(f"--extra={extra}" for extra in extras)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     lines = [line.strip() for line in output.splitlines()]
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -58,7 +64,7 @@ def test_lock_extra_of_an_image_has_wheels_for_the_machine(extra: str, machine: 
     lock: dict[str, Any] = tomllib.loads((ROOT / "uv.lock").read_text())
     packages = {(package["name"], package.get("version")): package for package in lock["package"]}
     tags = list_tags(machine)
-    requirements = list_requirements(extra, machine)
+    requirements = list_requirements([extra], machine)
     missing = {
         name
         for name, version in requirements
@@ -69,3 +75,14 @@ def test_lock_extra_of_an_image_has_wheels_for_the_machine(extra: str, machine: 
     }
     assert len(requirements) > 20
     assert missing <= PURE_SOURCES
+
+
+@pytest.mark.parametrize(
+    ("image", "extras"),
+    [("finetune-operator", ["operator"]), ("finetune-trainer", ["trainer", "unsloth"]), ("finetune-task", ["task"])],
+)
+def test_number_of_packages_in_documentation_is_that_of_the_lock(image: str, extras: list[str]) -> None:
+    page = (ROOT / "docs" / "reference" / "images.md").read_text()
+    row = re.search(rf"^\| `{image}` \|.*\| (\d+) \|[^|]*\|$", page, re.MULTILINE)
+    assert row
+    assert int(row[1]) == len(list_requirements(extras, "x86_64"))
