@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from urllib3.exceptions import HTTPError, MaxRetryError
 
-from finetune_operator.api import PLURAL
-from finetune_operator.api.schedule import SCHEDULE_PLURAL
-from finetune_operator.api.sweep import SWEEP_PLURAL
+from finetune_operator.api import KIND, PLURAL
+from finetune_operator.api.schedule import SCHEDULE_KIND, SCHEDULE_PLURAL
+from finetune_operator.api.sweep import SWEEP_KIND, SWEEP_PLURAL
 from finetune_operator.client.errors import (
     ClientError,
     ClusterUnavailable,
@@ -27,6 +27,7 @@ from finetune_operator.client.errors import (
 from finetune_trainer.text import to_one_line
 
 _READ_VERBS = ("get", "list", "watch")
+_KINDS = {PLURAL: KIND, SCHEDULE_PLURAL: SCHEDULE_KIND, SWEEP_PLURAL: SWEEP_KIND, "pods": "pod"}
 _OWN_RESOURCES = (PLURAL, SCHEDULE_PLURAL, SWEEP_PLURAL)
 
 
@@ -50,9 +51,10 @@ class Target(NamedTuple):
 
     @property
     def subject(self) -> str:
-        """The objects as the part of a sentence: `finetunejobs bot in namespace support`."""
+        """The objects as the part of a sentence: `FineTuneJob bot in namespace support`, `finetunejobs in …`."""
         place = f"in namespace {self.namespace}" if self.namespace else "in all namespaces"
-        return f"{self.resource} {self.name}".strip() + f" {place}"
+        objects = f"{_KINDS.get(self.resource, self.resource)} {self.name}" if self.name else self.resource
+        return f"{objects} {place}"
 
 
 class _LenientModel(BaseModel):

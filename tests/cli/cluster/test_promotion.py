@@ -144,7 +144,7 @@ def test_promote_missing_right_names_the_role(tenant: CommandLine, schedule: Clu
     schedule.grant({"apiGroups": ["finetune.dev"], "resources": ["finetuneschedules"], "verbs": ["get"]})
     answer = tenant("promote", "bot", "bot-2", "--yes")
     assert (answer.status, read_pin(schedule)) == (1, None)
-    assert "you may not patch finetuneschedules bot" in answer.stderr
+    assert "you may not patch FineTuneSchedule bot" in answer.stderr
     assert "finetune-operator-edit" in answer.stderr
 
 
@@ -183,4 +183,4 @@ def test_schedule_run_requests_a_run_now(admin: CommandLine, schedule: ClusterNa
 def test_schedule_that_does_not_exist_is_one_line(admin: CommandLine, namespace: ClusterNamespace) -> None:
     answer = admin("schedule", "nope")
     assert (answer.status, answer.stdout) == (1, "")
-    assert answer.stderr == f"error: there is no finetuneschedules nope in namespace {namespace.name}\n"
+    assert answer.stderr == f"error: there is no FineTuneSchedule nope in namespace {namespace.name}\n"

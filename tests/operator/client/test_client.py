@@ -68,7 +68,7 @@ def test_submit_dry_run_creates_nothing(namespace: ClientNamespace) -> None:
 def test_submit_existing_name_is_object_exists(namespace: ClientNamespace) -> None:
     client = namespace.connect()
     client.submit(build_manifest(namespace=namespace.name))
-    with pytest.raises(ObjectExists, match=f"finetunejobs bot in namespace {namespace.name} exists"):
+    with pytest.raises(ObjectExists, match=f"FineTuneJob bot in namespace {namespace.name} exists"):
         client.submit(build_manifest(namespace=namespace.name))
 
 
@@ -141,7 +141,7 @@ def test_resume_keeps_step_that_is_not_reached(namespace: ClientNamespace) -> No
 def test_wait_deleted_run_is_not_found(namespace: ClientNamespace) -> None:
     namespace.create_job()
     _later(0.5, lambda: namespace.call("DELETE", namespace.path("finetunejobs", "bot")))
-    with pytest.raises(ObjectNotFound, match="there is no finetunejobs bot"):
+    with pytest.raises(ObjectNotFound, match="there is no FineTuneJob bot"):
         namespace.connect().wait("bot", timeout_seconds=30)
 
 

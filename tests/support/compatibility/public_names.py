@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.operator.exposed_metrics import Exposed, list_metric_families
 
+from finetune_cli import errors, options
+from finetune_cli.exit_statuses import EXIT_STATUSES
 from finetune_operator.api import ConditionType, EventReason, OperatorReason, Phase
 from finetune_operator.api.schedule import ScheduleConditionType, ScheduleEventReason, ScheduleReason, Trigger
 from finetune_operator.api.sweep import SweepEventReason, SweepReason
@@ -50,6 +52,8 @@ def collect_public_names() -> dict[str, dict[str, str]]:
         "environment of the resolver for vLLM": _without_details(
             sorted(value for name, value in vars(resolver_settings).items() if name.endswith("_ENV"))
         ),
+        "environment of the command line": _without_details([options.ENDPOINT_ENV, errors.DEBUG_ENV]),
+        "exit statuses of the command line": {str(status): "" for status in EXIT_STATUSES},
         "keys of Secrets": _without_details(
             sorted(
                 {
