@@ -99,7 +99,8 @@ def read_single_manifest(file: str) -> Manifest:
     """Read a file with exactly one object of this operator."""
     manifests = read_manifests(file)
     if len(manifests) != 1:
-        message = f"{manifests[0].source}: contains {len(manifests)} YAML documents, expected exactly one"
+        count = len(manifests)
+        message = f"{manifests[0].source}: contains {count} YAML documents, expected one; kubectl apply takes them all"
         raise CommandError(message, EXIT_USAGE)
     return manifests[0]
 

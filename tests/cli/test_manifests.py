@@ -133,3 +133,14 @@ def test_validate_hostile_text_is_escaped(finetune: CommandLine, tmp_path: Path)
 
     assert "\x1b" not in answer.stderr + answer.stdout
     assert "\u202e" not in answer.stderr + answer.stdout
+
+
+def test_submit_two_documents_is_refused_with_what_creates_them(finetune: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    text = finetune("init").stdout
+    path.write_text(f"{text}---\n{text}")
+
+    answer = finetune("submit", path)
+
+    assert (answer.status, answer.stdout) == (2, "")
+    assert answer.stderr == (f"error: {path}: contains 2 YAML documents, expected one; kubectl apply takes them all\n")
