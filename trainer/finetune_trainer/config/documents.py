@@ -13,6 +13,9 @@ from ruamel.yaml.nodes import ScalarNode
 
 from finetune_trainer.config.manifest_text import read_manifest_text
 
+_MAX_VALUES = 1_000_000
+"""Far more than any manifest has."""
+
 
 class DocumentError(Exception):
     """A file cannot be read or is not YAML. The message says why, as the rest of a sentence about the file."""
@@ -44,9 +47,31 @@ def parse_documents(text: str) -> list[Any]:
     yaml = YAML(typ="rt")
     yaml.Constructor = _PlainConstructor
     try:
-        return [document for document in yaml.load_all(text) if document is not None]
+        documents = [document for document in yaml.load_all(text) if document is not None]
+        sizes = dict[int, int]()
+        count = sum(_count_values(document, sizes) for document in documents)
     except YAMLError as error:
         raise DocumentError(_describe_yaml_error(error)) from error
+    except RecursionError:
+        raise DocumentError("is nested too deeply") from None
+    if count > _MAX_VALUES:
+        raise DocumentError(f"has aliases (*NAME) that expand it to more than {_MAX_VALUES:,} values")
+    return documents
+
+
+def _count_values(value: object, sizes: dict[int, int]) -> int:
+    """Return the number of values in a document with its aliases expanded, of which there may be exponentially many.
+
+    `sizes` has the numbers of the mappings and lists that were counted. One that contains itself counts as 0 there,
+    and is rejected by `to_plain`.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = 0
+        items = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_count_values(item, sizes) for item in items)
+    return sizes[id(value)]
 
 
 def to_plain(document: object) -> object:
@@ -55,6 +80,8 @@ def to_plain(document: object) -> object:
         text = json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DocumentError(f"has a value that JSON does not have: {error}") from error
+    except RecursionError:
+        raise DocumentError("is nested too deeply") from None
     plain: object = json.loads(text)
     return plain
 

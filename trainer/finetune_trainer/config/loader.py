@@ -325,12 +325,12 @@ def format_line(document: CommentedMap, path: FieldPath) -> str:
     node: Any = document
     line: int | None = None
     for part in path:
-        if isinstance(node, CommentedMap) and part in node:
-            line = node.lc.key(part)[0]
-        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-            line = node.lc.item(part)[0]
-        else:
+        is_key = isinstance(node, CommentedMap) and part in node
+        if not is_key and not (isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)):
             break
+        # What was not read from the file, such as a name of the command line, has no position.
+        position = (node.lc.data or {}).get(part)
+        line = position[0] if position else line
         node = node[part]
     return f" (line {line + 1})" if line is not None else ""
 
