@@ -22,6 +22,8 @@ _ADVICE = {
     "again if they have expired",
     Reason.STORAGE_UNREACHABLE: "check the network; if the endpoint has a name that only the cluster knows, pass "
     "--endpoint or set FINETUNE_S3_ENDPOINT",
+    Reason.STORAGE_CORRUPT: "the object is damaged or was replaced, or the connection ended: try again, or run the "
+    "FineTuneJob again",
 }
 """What to do here, instead of the trainer's advice for a pod."""
 

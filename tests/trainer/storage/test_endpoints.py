@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 from tests.support.trainer.data_download import download_data
 
-from finetune_trainer.contract import Storage
+from finetune_trainer.contract import Reason, Storage
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import DATA_ERRORS, S3, Location, find_objects
 
 if TYPE_CHECKING:
@@ -57,3 +58,18 @@ def test_endpoint_unstated_uses_environment(
     objects = find_objects(connection, Location.parse("s3://data/unstated.t*"), DATA_ERRORS)
     assert download_data(connection, objects, tmp_path)[0].path.read_bytes() == b"hello"
     assert connection.bucket("data").store.config["endpoint"] == connection.bucket("data").endpoint == s3.endpoint
+
+
+@pytest.mark.parametrize(
+    "settings", [{"endpoint": "http://a[b"}, {"endpoint": "http://127.0.0.1:1", "region": "x y"}], ids=["url", "region"]
+)
+def test_client_invalid_address_is_a_mistake_of_the_config(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    with pytest.raises(TrainerError, match=r"storage\.endpoint, or the region .* is invalid") as caught:
+        S3(Storage().model_copy(update=settings)).bucket("bucket")
+
+    assert caught.value.reason is Reason.CONFIG_INVALID

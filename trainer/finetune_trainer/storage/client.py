@@ -88,7 +88,11 @@ class S3:
             response_checksum_validation=checksums,
             s3={"addressing_style": self._storage.addressing},
         )
-        return self._session.client("s3", region_name=region, endpoint_url=self._storage.endpoint, config=config)
+        try:
+            return self._session.client("s3", region_name=region, endpoint_url=self._storage.endpoint, config=config)
+        except (ValueError, boto.BotoCoreError) as error:
+            message = f"storage.endpoint, or the region {region!r}, is invalid: {error}; correct it"
+            raise TrainerError(Reason.CONFIG_INVALID, message) from error
 
     def _create_store(self, client: S3Client, name: str, region: str) -> S3Store:
         is_virtual_hosted = self._uses_virtual_hosting(client, name)

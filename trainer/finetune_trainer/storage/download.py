@@ -177,15 +177,18 @@ class _ObjectDownload:
     ) -> None:
         """Write chunks as they arrive. They fit into the CPU cache; complete ranges take twice the CPU time."""
         offset, end = byte_range
+        is_longer = False
         for chunk in response.stream(min_chunk_size=_CHUNK_BYTES):
-            if self.cancelled.is_set() or offset + len(chunk) > end:
+            is_longer = offset + len(chunk) > end
+            if self.cancelled.is_set() or is_longer:
                 break
             _write_at_offset(file, chunk, offset)
             on_chunk(chunk)
             offset += len(chunk)
             self.on_bytes(len(chunk))
         if offset != end:
-            mismatch = f"expected {end - byte_range[0]} bytes, received {offset - byte_range[0]}"
+            received = "more" if is_longer else str(offset - byte_range[0])
+            mismatch = f"expected {end - byte_range[0]} bytes, received {received}"
             raise TrainerError(Reason.STORAGE_CORRUPT, f"{self.s3_object.uri} at {self.bucket.endpoint}: {mismatch}")
 
 

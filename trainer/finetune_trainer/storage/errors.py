@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from botocore import exceptions as boto
 from obstore.exceptions import BaseError as ObstoreError
+from urllib3.exceptions import HTTPError
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
@@ -70,7 +71,8 @@ _CREDENTIAL_ERRORS = (
     boto.SSOError,
     boto.ProfileNotFound,
 )
-_CONNECTION_ERRORS = (boto.HTTPClientError, boto.ConnectionError)
+_CONNECTION_ERRORS = (boto.HTTPClientError, boto.ConnectionError, HTTPError)
+"""botocore lets errors of urllib3 pass that occur while it reads an answer."""
 
 
 @contextmanager
