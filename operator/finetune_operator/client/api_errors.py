@@ -108,6 +108,10 @@ def _build_no_response_error(host: str, error: Exception) -> ClusterUnavailable:
 
 def _describe(error: RequestFailed, target: Target) -> ClientError:
     status = _read_status(error)
+    if not status.message and error.code not in _CODES_WITHOUT_STATUS and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        answer = to_one_line(error.body, 200)
+        problem = f"what answers is not an API server: {error.code} to {target.verb} {target.subject}: {answer}"
+        return ClusterUnavailable(f"{problem}; check server and scheme of the context's cluster")
     message = to_one_line(status.message or error.body or HTTPStatus(error.code).phrase)
     builder = _BUILDERS.get(error.code)
     if builder:
@@ -162,6 +166,8 @@ def _describe_invalid(target: Target, status: _Status, message: str) -> ClientEr
     return InvalidManifest(message, [cause.describe() for cause in causes] or [message])
 
 
+_CODES_WITHOUT_STATUS = (HTTPStatus.NOT_FOUND, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+"""An API server, or what is before it, answers these without a `Status` as well: an unknown group is a plain 404."""
 _BUILDERS: dict[int, Callable[[Target, _Status, str], ClientError]] = {
     HTTPStatus.NOT_FOUND: _describe_missing,
     HTTPStatus.UNAUTHORIZED: _describe_unauthorized,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api import FineTuneJob
 from finetune_operator.client.errors import ResultUnavailable
-from finetune_operator.client.storage_access import StoreReader, shown
+from finetune_operator.client.storage_access import StoreReader, locate, shown
 from finetune_trainer.contract import Storage
 from finetune_trainer.records.evaluation import EVALUATION_NAME, EvaluationReport
 from finetune_trainer.records.manifest import (
@@ -73,6 +73,7 @@ class ResultStore:
 
     def read_result(self, uri: str, expected_digest: str | None = None) -> StoredResult:
         """Return the result at an S3 prefix. With a digest, a result that has replaced it is an error."""
+        locate(f"{uri.removesuffix('/')}/")  # an invalid URI is named as it was given
         prefix = uri.rstrip("/")
         content = self.read_manifest(prefix)
         digest = compute_digest(content)
@@ -83,9 +84,13 @@ class ResultStore:
         try:
             return StoredResult(prefix, AdapterManifest.model_validate_json(content), digest)
         except ValidationError as error:
-            problem = shown(str(error.errors(include_url=False)[0]["msg"]))
+            detail = error.errors(include_url=False)[0]
+            field = ".".join(map(str, detail["loc"]))
+            problem = shown(f"{field}: {detail['msg']}" if field else str(detail["msg"]))
+            found = f" (it is {shown(str(detail['input']))[:60]})" if isinstance(detail["input"], str | int) else ""
             raise ResultUnavailable(
-                f"{shown(prefix)}/{MANIFEST_NAME} cannot be read: {problem}; it is damaged or of another version"
+                f"{shown(prefix)}/{MANIFEST_NAME} cannot be read: {problem}{found if field else ''}; it is damaged, or "
+                "of another version, which the finetune of that version reads"
             ) from None
 
     def read_manifest(self, uri: str) -> bytes:
