@@ -250,6 +250,28 @@ def test_suspend_and_resume_change_the_spec(finetune: CommandLine, namespace: Cl
     assert not namespace.call("GET", namespace.path("finetunejobs", "bot"))["spec"]["suspend"]
 
 
+@pytest.mark.parametrize("command", [["suspend", "bot"], ["resume", "bot"], ["cancel", "bot", "--yes"]], ids=" ".join)
+def test_control_of_an_ended_run_is_refused_and_changes_nothing(
+    finetune: CommandLine, namespace: ClientNamespace, command: list[str]
+) -> None:
+    namespace.create_job()
+    namespace.write_condition("Complete", "Completed")
+    before = namespace.call("GET", namespace.path("finetunejobs", "bot"))
+
+    answer = finetune(*command)
+
+    assert (answer.status, answer.stderr) == (1, "error: FineTuneJob bot has ended: it is Complete\n")
+    assert namespace.call("GET", namespace.path("finetunejobs", "bot")) == before
+
+
+def test_resume_of_a_run_that_is_not_suspended_is_refused(finetune: CommandLine, namespace: ClientNamespace) -> None:
+    namespace.create_job()
+
+    assert finetune("resume", "bot").stderr == "error: FineTuneJob bot is not suspended\n"
+    namespace.write_condition("Suspended", "BudgetExhausted")
+    assert "has exhausted its budget: raise spec.budget" in finetune("resume", "bot").stderr
+
+
 def test_sweep_and_schedule_can_be_suspended(finetune: CommandLine, namespace: ClientNamespace) -> None:
     for kind, sample in (("schedule", "schedule"), ("sweep", "sweep")):
         path = Path(__file__).parents[2] / "manifests" / "samples" / f"{sample}.yaml"

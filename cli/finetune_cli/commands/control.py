@@ -23,20 +23,26 @@ def suspend(session: Session, name: TargetName) -> None:
 
     The pods of a run save a checkpoint and end. `finetune resume` continues from it.
     """
+    from finetune_operator.client import check_active
+
     target = parse_target(name)
     if target.kind == JOB:
         session.client.suspend(target.name)
     else:
+        check_active(target.get_resource(session).get(target.name))
         target.get_resource(session).patch_spec(target.name, {"suspend": True})
     _print_request(session, target, "suspended", "saves a checkpoint and ends its pods")
 
 
 def resume(session: Session, name: TargetName) -> None:
     """Resume a suspended run, schedule or sweep."""
+    from finetune_operator.client import check_resumable
+
     target = parse_target(name)
     if target.kind == JOB:
         session.client.resume(target.name)
     else:
+        check_resumable(target.get_resource(session).get(target.name))
         target.get_resource(session).patch_spec(target.name, {"suspend": False})
     _print_request(session, target, "resumed", "continues from its last checkpoint")
 
@@ -48,9 +54,12 @@ def cancel(
 ) -> None:
     """Cancel a run or a sweep for good: nothing is published, and it cannot be undone. Results of a sweep's complete
     trials stay."""
+    from finetune_operator.client import check_active
+
     target = parse_target(name)
     if target.kind == SCHEDULE:
         raise CommandError("a schedule cannot be cancelled: suspend it, or delete it with kubectl", EXIT_USAGE)
+    check_active(target.get_resource(session).get(target.name))
     question = f"Cancel {target} in namespace {session.client.namespace} for good?"
     if not yes and not session.terminal.confirm(question):
         raise CommandError(f"{target} continues", EXIT_FAILURE)

@@ -16,6 +16,7 @@ from finetune_operator.client.errors import (
     ClusterUnavailable,
     Forbidden,
     InvalidManifest,
+    InvalidState,
     LoginRequired,
     ObjectExists,
     ObjectNotFound,
@@ -27,6 +28,7 @@ from finetune_operator.client.following import wait_condition_of
 from finetune_operator.client.pods import Event
 from finetune_operator.client.resources import Resource
 from finetune_operator.client.results import ResultStore, StoredResult
+from finetune_operator.client.states import check_active, check_resumable
 from finetune_operator.client.summaries import RunSummary, summarize_job, summarize_result
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Event",
     "Forbidden",
     "InvalidManifest",
+    "InvalidState",
     "LoginRequired",
     "MetricRow",
     "ObjectExists",
@@ -49,6 +52,8 @@ __all__ = [
     "RunSummary",
     "StoredResult",
     "WaitTimeout",
+    "check_active",
+    "check_resumable",
     "compare_runs",
     "summarize_job",
     "summarize_result",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,19 +13,23 @@ from finetune_operator.api.schedule import SCHEDULE_KIND, SCHEDULE_PLURAL, FineT
 from finetune_operator.api.sweep import SWEEP_KIND, SWEEP_PLURAL, FineTuneSweep
 from finetune_operator.client.api_server import ApiServer
 from finetune_operator.client.connection import connect
-from finetune_operator.client.errors import ResultUnavailable
+from finetune_operator.client.errors import ClientError, ResultUnavailable
 from finetune_operator.client.following import JobFollower, retry_during_outage, wait_condition_of
 from finetune_operator.client.manifests import Manifest, read_manifest
 from finetune_operator.client.pods import Event, PodReader
 from finetune_operator.client.resources import Resource
 from finetune_operator.client.results import ResultStore
+from finetune_operator.client.states import check_active, check_resumable
 from finetune_operator.client.summaries import get_phase
+from finetune_trainer.contract.base import DNS_LABEL_PATTERN
 from finetune_trainer.records.manifest import REPORT_NAME
 from finetune_trainer.telemetry.run_log import LOG_NAME
+from finetune_trainer.text import to_one_line
 
 AnyKind = FineTuneJob | FineTuneSchedule | FineTuneSweep
 _REJECTED_FOLDER = "/.rejected/"
 _POLL_SECONDS = 2.0
+_NAMESPACE = re.compile(DNS_LABEL_PATTERN)
 
 
 class Client:
@@ -45,6 +50,8 @@ class Client:
         kubeconfig: Path | None = None,
         endpoint: str | None = None,
     ) -> None:
+        if namespace is not None and not _NAMESPACE.fullmatch(namespace):
+            raise ClientError(f"{to_one_line(repr(namespace), 100)} is not a name of a namespace")
         self._connection = connect(context, kubeconfig)
         self._endpoint = endpoint
         self.namespace = namespace or self._connection.namespace
@@ -170,12 +177,15 @@ class Client:
         return self.result_store(job).read_text(uri).split("\n")
 
     def suspend(self, name: str) -> FineTuneJob:
-        """Suspend a run: it saves a checkpoint and its pods end."""
+        """Suspend a run: it saves a checkpoint and its pods end. Raises `InvalidState` if it has ended."""
+        check_active(self.jobs.get(name))
         return self.jobs.patch_spec(name, {"suspend": True})
 
     def resume(self, name: str) -> FineTuneJob:
-        """Resume a suspended run. Also removes a `suspendAtStep` that it has reached."""
+        """Resume a suspended run. Also removes a `suspendAtStep` that it has reached. Raises `InvalidState` if it is
+        not suspended, or has exhausted its budget."""
         job = self.jobs.get(name)
+        check_resumable(job)
         reached = job.status.step_result.step if job.status and job.status.step_result else 0
         changes: dict[str, Any] = {"suspend": False}
         if job.spec.suspend_at_step is not None and reached >= job.spec.suspend_at_step:
@@ -183,7 +193,8 @@ class Client:
         return self.jobs.patch_spec(name, changes)
 
     def cancel(self, name: str) -> FineTuneJob:
-        """End a run for good. Cancelling cannot be undone."""
+        """End a run for good. Cancelling cannot be undone. Raises `InvalidState` if it has ended."""
+        check_active(self.jobs.get(name))
         return self.jobs.patch_spec(name, {"cancel": True})
 
     def result_store(self, job: FineTuneJob) -> ResultStore:

@@ -31,6 +31,10 @@ class ObjectExists(ClientError):
     """An object with this name exists."""
 
 
+class InvalidState(ClientError):
+    """The object is not in a state in which the request has an effect, such as a run that has ended."""
+
+
 class InvalidManifest(ClientError):
     """The manifest is invalid. `problems` has one sentence for each mistake."""
 

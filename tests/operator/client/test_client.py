@@ -126,7 +126,7 @@ def test_wait_resumed_run_ignores_suspension_of_older_generation(namespace: Clie
 
 def test_resume_removes_reached_step(namespace: ClientNamespace) -> None:
     namespace.create_job(spec={"suspendAtStep": 10})
-    namespace.write_status({"stepResult": {"step": 10, "evalLoss": 1.0}})
+    namespace.write_condition("Suspended", "StepReached", stepResult={"step": 10, "evalLoss": 1.0})
     job = namespace.connect().resume("bot")
     assert job.spec.suspend_at_step is None
 
@@ -248,7 +248,7 @@ def test_credential_plugin_fails_is_login_required(tmp_path: Path) -> None:
 
 
 def test_kubeconfig_missing_is_cluster_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(ClusterUnavailable, match=r"cannot read the kubeconfig: .*; set KUBECONFIG"):
+    with pytest.raises(ClusterUnavailable, match=r"cannot read the kubeconfig .*absent: there is no such file.*; set KUBECONFIG"):
         Client(kubeconfig=tmp_path / "absent")
 
 
