@@ -44,13 +44,21 @@ def report_error(error: Exception) -> int:
         print_error(str(error))
         return error.exit_status
     from finetune_operator.client.errors import InvalidManifest, WaitTimeout
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.errors import TrainerError
 
     problems = error.problems if isinstance(error, InvalidManifest) else []
+    is_invalid = isinstance(error, InvalidManifest)
+    if isinstance(error, TrainerError):
+        # Several problems of a manifest follow its name, each on a line.
+        subject, *lines = error.message.split("\n  ")
+        problems = [f"{subject} {line}" for line in lines]
+        is_invalid = error.reason is Reason.CONFIG_INVALID
     for line in problems or [str(error)]:
         print_error(line)
     if isinstance(error, WaitTimeout):
         return EXIT_TIMEOUT
-    return EXIT_USAGE if isinstance(error, InvalidManifest) else EXIT_FAILURE
+    return EXIT_USAGE if is_invalid else EXIT_FAILURE
 
 
 def print_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

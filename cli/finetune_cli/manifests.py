@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +48,11 @@ KINDS = {
 """Kinds that can be checked and submitted."""
 
 
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_QUALIFIED_NAME = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_NAME}")
+_LABEL_VALUE = re.compile(f"({_NAME})?")
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A YAML document of a file."""
@@ -73,10 +80,12 @@ class Manifest:
 
     def with_name(self, name: str) -> Manifest:
         """Return the manifest with another name of its object."""
-        metadata = {key: value for key, value in self.metadata.items() if key != "generateName"}
-        return Manifest(
-            self.source, CommentedMap({**self.document, "metadata": CommentedMap({**metadata, "name": name})})
-        )
+        document = copy.deepcopy(self.document)  # with its line numbers
+        if not isinstance(document.get("metadata"), CommentedMap):
+            document["metadata"] = CommentedMap()
+        document["metadata"].pop("generateName", None)
+        document["metadata"]["name"] = name
+        return Manifest(self.source, document)
 
     def to_body(self) -> dict[str, Any]:
         """Return the document as plain values."""
@@ -183,3 +192,20 @@ def _find_metadata_problems(manifest: Manifest) -> Iterator[tuple[FieldPath, str
     for field, (owner, max_length) in limits.items():
         if field in metadata and (problem := describe_invalid_name(metadata[field], owner, max_length)):
             yield ("metadata", field), problem
+    for field, pattern in (("labels", _LABEL_VALUE), ("annotations", None)):
+        yield from _find_map_problems(field, metadata.get(field), pattern)
+
+
+def _find_map_problems(field: str, values: object, pattern: re.Pattern[str] | None) -> Iterator[tuple[FieldPath, str]]:
+    """Yield the mistakes of labels or annotations, by the rules of Kubernetes. `pattern` is that of the values."""
+    if not isinstance(values, dict | None):
+        yield ("metadata", field), "a mapping is required"
+        return
+    for key, value in (values or {}).items():
+        path = ("metadata", field, str(key))
+        if not _QUALIFIED_NAME.fullmatch(str(key)):
+            yield path, "a key is NAME or DOMAIN/NAME of at most 63 characters: a-z, A-Z, 0-9, '-', '_' and '.'"
+        if not isinstance(value, str):
+            yield path, f"must be text: put it in quotes (it is {value!r})"
+        elif pattern and not pattern.fullmatch(value):
+            yield path, f"has at most 63 characters: a-z, A-Z, 0-9, '-', '_' and '.' (it is {value[:80]!r})"

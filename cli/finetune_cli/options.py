@@ -24,6 +24,13 @@ ENDPOINT_ENV = "FINETUNE_S3_ENDPOINT"
 """Variable with the address of the S3 store as this machine reaches it."""
 
 
+def refuse_empty_text(value: str | None) -> str | None:
+    """Return the value of an option. Raises for text without a letter."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("must not be empty")
+    return value
+
+
 @dataclass(frozen=True)
 class Options:
     """The options that every command has. Field names are the names of the options."""
@@ -38,7 +45,8 @@ class Options:
         str | None,
         typer.Option(
             envvar=ENDPOINT_ENV,
-            help="Address of the S3 store as this machine reaches it; by default storage.endpoint of the run.",
+            help="Address of the S3 store as this machine reaches it; by default storage.endpoint of the run. Without "
+            "a run, AWS is the default.",
         ),
     ] = None
     output: Annotated[OutputFormat, typer.Option("--output", "-o", help="Format of the output.")] = OutputFormat.TABLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_cli.errors import CommandError
+from finetune_cli.exit_statuses import EXIT_USAGE
 from finetune_cli.session import Session
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def read_result(session: Session, source: str) -> tuple[ResultStore, StoredResul
     """Return a result and its store. `source` is the name of a run, or the S3 prefix of a result."""
     if is_address(source):
         store = open_store(session)
-        return store, store.read_result(source.rstrip("/"))
+        return store, store.read_result(source)
+    if "/" in source:
+        message = f"{source!r} is neither the name of a run nor the S3 prefix of a result (s3://bucket/prefix)"
+        raise CommandError(message, EXIT_USAGE)
     job = session.client.jobs.get(source)
     result = job.status.result if job.status else None
     if result is None:

@@ -60,7 +60,8 @@ def _silence_transport() -> None:
     from urllib3.exceptions import InsecureRequestWarning
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=InsecureRequestWarning)
+    for category in (InsecureRequestWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def add_command(app: typer.Typer, name: str, function: CommandFunction) -> None:

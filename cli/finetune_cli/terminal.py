@@ -16,6 +16,7 @@ from finetune_trainer.text import escape_invisible, to_one_line
 _MAX_CELL_CHARS = 200
 _MIN_COLUMN_WIDTH = 8
 _GAP = "   "
+_ASCII = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2026": "...", "\u2192": "->"})
 
 
 class Terminal:
@@ -66,7 +67,7 @@ class Terminal:
 
         If a terminal is narrower than the table, the widest columns are cut.
         """
-        cells = [list(columns), *([to_one_line(cell, _MAX_CELL_CHARS) for cell in row] for row in rows)]
+        cells = [[to_one_line(cell, _MAX_CELL_CHARS) for cell in row] for row in (columns, *rows)]
         widths = [max(map(measure_width, column)) for column in zip(*cells, strict=True)]
         if self.is_interactive:
             widths = fit_widths(widths, shutil.get_terminal_size().columns)
@@ -122,6 +123,8 @@ def _print_yaml(data: object) -> None:
 
 
 def _make_encodable(text: str) -> str:
-    """Replace characters that the encoding of stdout does not have."""
+    """Replace characters that the encoding of stdout does not have, by similar ones where there are some."""
     encoding = sys.stdout.encoding or "utf-8"
+    if not encoding.lower().startswith("utf"):
+        text = text.translate(_ASCII)
     return text.encode(encoding, "replace").decode(encoding)

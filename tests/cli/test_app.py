@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from tests.support.cli.command import SCRIPTS, CommandLine, run_finetune
 
+from finetune_cli.commands.listing import PhaseFilter
+from finetune_operator.api import Phase
+
 HEAVY_MODULES = (
     "kubernetes", "boto3", "obstore", "scipy", "rich", "ruamel", "cel", "jinja2", "finetune_operator",
     "finetune_trainer.contract",
@@ -126,3 +129,37 @@ def test_shell_completion_script_is_printed() -> None:
     answer = run_finetune("--show-completion", "bash", environment={"SHELL": "/bin/bash"})
 
     assert "_FINETUNE_COMPLETE=complete_bash" in answer.stdout
+
+
+def test_full_disk_is_one_line(manifest_file: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [SCRIPTS / "finetune", "validate", manifest_file]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_table_escapes_its_header_and_replaces_signs_that_ascii_lacks() -> None:
+    code = (
+        "from finetune_cli.terminal import OutputFormat, Terminal\n"
+        "Terminal(OutputFormat.TABLE).print_table(['\\x1b[31m\\u202e'], [['\\u22120.5 \\u2192 1']])"
+    )
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+
+    assert result.stdout == "[U+001B][31m[U+202E]\n-0.5 -> 1\n"
+
+
+@pytest.mark.parametrize("arguments", [["--phase", "nope"], ["-n", "A B"], ["-n", "../x"]])
+def test_list_impossible_filter_is_refused(finetune: CommandLine, arguments: list[str]) -> None:
+    answer = finetune("list", *arguments)
+
+    assert answer.status != 0
+    assert answer.stderr.count("\n") == 1
+
+
+def test_list_phases_are_those_of_the_api() -> None:
+    assert [each.value for each in PhaseFilter] == [each.value for each in Phase]

@@ -144,3 +144,51 @@ def test_submit_two_documents_is_refused_with_what_creates_them(finetune: Comman
 
     assert (answer.status, answer.stdout) == (2, "")
     assert answer.stderr == (f"error: {path}: contains 2 YAML documents, expected one; kubectl apply takes them all\n")
+
+
+def test_submit_invalid_name_of_the_option_is_named(finetune: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(finetune("init").stdout)
+
+    answer = finetune("submit", path, "--name", "Bad Name")
+
+    assert answer.status == 2
+    assert "metadata.name: the name of a FineTuneJob must have" in answer.stderr
+
+
+def test_submit_timeout_without_wait_is_refused(finetune: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(finetune("init").stdout)
+
+    assert finetune("submit", path, "--timeout", "3").stderr == "error: --timeout applies with --wait only\n"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ("labels: {x y: a}", "metadata.labels.x y: a key is NAME or DOMAIN/NAME"),
+        ("labels: {a: b c}", "metadata.labels.a: has at most 63 characters"),
+        ("labels: {a: 5}", "metadata.labels.a: must be text: put it in quotes (it is 5)"),
+        ("annotations: {a: true}", "metadata.annotations.a: must be text: put it in quotes (it is True)"),
+        ("labels: [a]", "metadata.labels: a mapping is required"),
+    ],
+)
+def test_validate_labels_and_annotations_have_the_rules_of_kubernetes(
+    finetune: CommandLine, tmp_path: Path, metadata: str, problem: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(finetune("init").stdout.replace("metadata:\n", f"metadata:\n  {metadata}\n", 1))
+
+    answer = finetune("validate", path)
+
+    assert answer.status == 2
+    assert problem in answer.stderr
+    assert "(line " in answer.stderr
+
+
+def test_validate_accepts_labels_and_annotations(finetune: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    metadata = 'labels: {kueue.x-k8s.io/queue-name: a.b_c, team: ""}\n  annotations: {note: "a b: ä"}'
+    path.write_text(finetune("init").stdout.replace("metadata:\n", f"metadata:\n  {metadata}\n", 1))
+
+    assert finetune("validate", path).status == 0

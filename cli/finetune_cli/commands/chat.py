@@ -20,6 +20,7 @@ import typer
 from finetune_cli.chat_client import BASE, TUNED, ChatClient, Conversation, wait_for_port
 from finetune_cli.errors import CommandError
 from finetune_cli.exit_statuses import EXIT_USAGE
+from finetune_cli.options import refuse_empty_text
 from finetune_cli.session import Session
 from finetune_cli.trainer_pods import (
     PodRequest,
@@ -44,7 +45,9 @@ class ChatOptions:
     """What is said to which models, and where they run."""
 
     base: Annotated[bool, typer.Option("--base", help="Also ask the base model.")] = False
-    prompt: Annotated[str | None, typer.Option(help="Print the answer to this message and end.")] = None
+    prompt: Annotated[
+        str | None, typer.Option(help="Print the answer to this message and end.", callback=refuse_empty_text)
+    ] = None
     system: Annotated[str, typer.Option(help="System prompt.")] = ""
     max_tokens: Annotated[int, typer.Option(min=1, max=32768, help="Maximum length of an answer in tokens.")] = 512
     gpus: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,16 +17,29 @@ if TYPE_CHECKING:
 _COLUMNS = ("NAME", "PHASE", "REASON", "PROGRESS", "ETA", "LOSS", "DURATION", "AGE", "SOURCE")
 
 
+class PhaseFilter(StrEnum):
+    """The phases of runs, which a test compares with the API."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
 @dataclass(frozen=True)
 class ListOptions:
     """Which runs are listed."""
 
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List all namespaces.")] = False
-    phase: Annotated[str | None, typer.Option(help="List runs in this phase only, such as Running or Failed.")] = None
+    phase: Annotated[PhaseFilter | None, typer.Option(case_sensitive=False, help="List runs in this phase only.")] = (
+        None
+    )
     owner: Annotated[str | None, typer.Option(help="List the runs of this schedule or sweep only; its name.")] = None
     from_uri: Annotated[
         str | None,
-        typer.Option("--from", metavar="URI", help="Also list results below this S3 prefix whose runs are deleted."),
+        typer.Option("--from", metavar="URI", help="Also list results below this S3 prefix that are of no listed run."),
     ] = None
 
 
@@ -41,7 +55,7 @@ def list_runs(session: Session, options: ListOptions) -> None:
         where = "any namespace" if options.all_namespaces else f"namespace {session.client.namespace}"
         session.terminal.print_note(f"No runs found in {where}.")
         return
-    namespace = ("NAMESPACE",) if options.all_namespaces else ()
+    namespace = ("NAMESPACE",) if options.all_namespaces or options.from_uri else ()
     rows = [[*((each.namespace,) if namespace else ()), *_build_row(each)] for each in summaries]
     session.terminal.print_table((*namespace, *_COLUMNS), rows)
 
@@ -60,7 +74,7 @@ def _collect_summaries(session: Session, options: ListOptions) -> list[RunSummar
 
 
 def _is_selected(summary: RunSummary, options: ListOptions) -> bool:
-    has_phase = not options.phase or summary.phase.lower() == options.phase.lower()
+    has_phase = options.phase is None or summary.phase == options.phase
     return has_phase and (not options.owner or summary.owner == options.owner.rpartition("/")[2])
 
 
@@ -70,5 +84,5 @@ def _build_row(summary: RunSummary) -> tuple[str, ...]:
     loss = "" if summary.loss is None else f"{summary.loss:.4g}"
     return (
         summary.name, summary.phase, summary.reason, summary.completed, summary.remaining, loss, summary.duration,
-        format_age(summary.created_time), summary.source,
+        format_age(summary.created_time), summary.source if summary.source == "cluster" else summary.adapter_uri,
     )  # fmt: skip

@@ -73,6 +73,7 @@ def plan_run(
 ) -> None:
     """Show what a run would do and need, without training: rows, steps, memory, time and findings."""
     is_local = is_trainer_installed() if options.local is None else options.local
+    load_document(file)  # so that mistakes have the same exit status here and in a pod
     arguments = options.build_arguments(session.options.output)
     status = _plan_here(session, file, arguments) if is_local else _plan_in_pod(session, file, arguments, options.image)
     if status:

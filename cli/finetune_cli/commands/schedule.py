@@ -30,6 +30,8 @@ def show_schedule(
     """
     if name is None and action == _LIST:
         _list_schedules(session)
+    elif name is None and action == _RUN:
+        raise typer.BadParameter("name the schedule: `schedule run NAME`, or `schedule show run` to show one named run")
     elif name is None:
         _show(session, action)
     elif action == _RUN:

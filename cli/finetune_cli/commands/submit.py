@@ -41,6 +41,8 @@ def submit_manifest(
     from finetune_cli.following import follow_run
     from finetune_cli.manifests import read_single_manifest
 
+    if options.timeout is not None and not options.wait:
+        raise CommandError("--timeout applies with --wait only", EXIT_USAGE)
     manifest = read_single_manifest(file)
     body = _build_body(manifest, options)
     session = session.in_namespace(manifest.metadata.get("namespace"))
