@@ -248,7 +248,7 @@ def test_credential_plugin_fails_is_login_required(tmp_path: Path) -> None:
 
 
 def test_kubeconfig_missing_is_cluster_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(ClusterUnavailable, match=r"cannot read the kubeconfig .*absent: there is no such file.*; set KUBECONFIG"):
+    with pytest.raises(ClusterUnavailable, match=r"kubeconfig .*absent: there is no such file.*; set KUBECONFIG"):
         Client(kubeconfig=tmp_path / "absent")
 
 
