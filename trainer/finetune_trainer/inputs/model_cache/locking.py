@@ -71,7 +71,8 @@ def wait_for_holder(entry: CacheEntry, deadline: float) -> bool:
         elif time.monotonic() - last_change > STALE_SECONDS:
             log.warning("model cache: the pod that was filling %s has ended; taking over", entry.folder)
             discard(lock)
-        elif time.monotonic() > deadline:
+            continue
+        if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_SECONDS)
     return True
