@@ -117,7 +117,7 @@ def test_chat_server_models_are_listed(server: ChatServer) -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role: Input should be"),
         ({"messages": [{"role": "user", "content": "x"}], "model": "gpt"}, 404, "model must be tuned or base"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "the model has 512 positions"),
-        (b" " * 1_000_001, 413, "Content-Length must be a number up to 1000000"),
+        (b" " * 8_000_000, 413, "Content-Length must be a number up to 1000000"),
     ],
     ids=["JSON", "no messages", "role", "model", "positions", "size"],
 )

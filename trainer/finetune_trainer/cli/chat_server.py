@@ -28,6 +28,7 @@ from finetune_trainer.modeling.chat import ChatModel, ConversationError
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 1_000_000
+_MAX_DISCARDED_BYTES = 64 * 2**20
 _MAX_TURNS = 500
 _CLIENT_TIMEOUT_SECONDS = 30  # a silent client must not occupy a thread
 _BUSY_SECONDS = 3.0
@@ -118,9 +119,16 @@ class _ChatHandler(BaseHTTPRequestHandler):
             raise RequestError(HTTPStatus.FORBIDDEN, "Host must be 127.0.0.1 or localhost, with the port")
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _MAX_BODY_BYTES:
+            self._discard_body(length)
             message = f"Content-Length must be a number up to {_MAX_BODY_BYTES}"
             raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         return _parse_request(self.rfile.read(int(length)), self.server.model.names)
+
+    def _discard_body(self, length: str) -> None:
+        """Read a body that is refused: a client whose connection is closed while it sends never sees the answer."""
+        remaining = min(int(length), _MAX_DISCARDED_BYTES) if length.isdecimal() else 0
+        while remaining and (chunk := self.rfile.read(min(remaining, 65_536))):
+            remaining -= len(chunk)
 
     def _complete(self, request: ChatRequest) -> None:
         model, name = self.server.model, request.model or self.server.model.names[0]
