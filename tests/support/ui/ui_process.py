@@ -42,7 +42,7 @@ users: [{{name: test, user: {{token: "{token}"}}}}]
 
 @contextmanager
 def run_ui(arguments: Sequence[str | Path]) -> Iterator[UiServer]:
-    """Run `finetune ui`. It is ended with SIGINT, as by Ctrl-C."""
+    """Run `finetune ui` until the end of the block."""
     environment = {
         **os.environ, "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
         "PYTHONWARNINGS": "ignore",
