@@ -21,6 +21,8 @@ __all__ = ["mlflow", "model_dir", "run", "unsloth_forks"]
 if TYPE_CHECKING:
     from tests.support.trainer.fork_server import ForkServer
 
+_MARKERS_WITH_SERVER = ("s3", "training", "cluster", "serving", "gpu")
+
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
@@ -33,6 +35,14 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
             monkeypatch.setenv(name, "")
         yield server
         server.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests that need the S3 server without the marker: `make check` would build the server first."""
+    for item in items:
+        needs_server = isinstance(item, pytest.Function) and "s3_server" in item.fixturenames
+        if needs_server and not any(mark.name in _MARKERS_WITH_SERVER for mark in item.iter_markers()):
+            raise pytest.UsageError(f"{item.nodeid} needs the S3 server; mark it with pytest.mark.s3")
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import pytest
-from tests.support.trainer.trainer_process import TrainerRun
+from tests.support.trainer.data_preparation import build_config
 
 from finetune_trainer.contract import NODE_RANK_ENV, NODES_ENV, PROCESSES_ENV, RENDEZVOUS_ENV, Reason, Training
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import backends
 from finetune_trainer.training.steps import count_optimizer_steps
-
-if TYPE_CHECKING:
-    from tests.support.trainer.s3_server import S3Server
 
 LAYOUTS: dict[str, tuple[dict[str, str], topology.Topology | None]] = {
     "nothing is set": ({}, topology.Topology(1, 1, 0, "127.0.0.1:29400")),
@@ -49,10 +43,10 @@ def test_topology_from_environment_is_parsed(
     ("backend", "chosen"), [("auto", "transformers"), ("transformers", "transformers"), ("unsloth", None)]
 )
 def test_choose_backend_several_workers_excludes_unsloth(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, chosen: str | None
+    monkeypatch: pytest.MonkeyPatch, backend: str, chosen: str | None
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    config = TrainerRun(s3, tmp_path, "s3://results/out", {}).config(backend=backend)
+    config = build_config({"epochs": 1, "backend": backend})
     if chosen:
         assert backends.choose_backend(config) == chosen
     else:
