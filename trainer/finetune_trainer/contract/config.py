@@ -232,6 +232,10 @@ TRAINER_RULES = (
         "evaluation.task needs dataset.validation or evaluation.test, and method sft",
     ),
     (
+        f"self.evaluation.graders.size() == 0 || ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",
+        "evaluation.graders needs dataset.validation or evaluation.test, and method sft",
+    ),
+    (
         f"self.evaluation.baselines.size() == 0 || ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",
         "evaluation.baselines needs dataset.validation or evaluation.test, and method sft",
     ),

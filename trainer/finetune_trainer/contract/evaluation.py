@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import Model, Uri, cel_rules, s3_uri_rule, uri_text_rule
 from finetune_trainer.contract.dataset import DataSource
+from finetune_trainer.contract.graders import MAX_GRADERS, Grader
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
@@ -47,7 +48,7 @@ class GateRule(Model):
     )
 
     metric: MetricName
-    """metric is the name of a metric that `evaluation.task` measures, or `evalLoss`, `perplexity` or
+    """metric is the name of a metric that `evaluation.task` measures, of a grader, or `evalLoss`, `perplexity` or
     `crossValidationLoss`, or with `evaluation.test` also `testLoss`, `testAccuracy` and so on."""
     minimum: float | None = None
     """minimum is the lowest value that passes."""
@@ -117,6 +118,16 @@ class HeldOutTest(Model):
 class Evaluation(Model):
     """Evaluation configures how the fine-tuned model is compared with the base model before it is published."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            (
+                "self.graders.all(each, !has(each.weighted) || each.weighted.terms.all(term, "
+                "self.graders.exists(other, other.name == term.grader && !has(other.weighted))))",
+                "the terms of a weighted grader must be names of other graders that are not weighted",
+            ),
+        )
+    )
+
     task: Task | None = None
     """task selects the metrics of generated answers to the validation and test rows. `classification`: accuracy,
     macro-F1, confusion matrix. `summarization`: ROUGE. `translation`: BLEU, chrF. `chat`, `generation`: chrF. It needs
@@ -129,6 +140,18 @@ class Evaluation(Model):
     """maxNewTokens is the maximum length of a generated answer, in tokens. If the data has longer answers, it is raised
     to a quarter more than the longest of the evaluated rows, up to 1024, so that no right answer is cut. Answers that
     are cut are marked. Defaults to 128."""
+    graders: list[Grader] = Field(
+        default=[],
+        max_length=MAX_GRADERS,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """graders say what a good answer is. Each scores the generated answers to the validation and test rows from 0 to 1;
+    its mean is a metric of the grader's name, for the base model, the fine-tuned model and `baselines`. They need
+    `dataset.validation` or `evaluation.test`, and method sft. Defaults to none."""
+    max_ungraded_fraction: float = Field(default=0.1, ge=0, le=1)
+    """maxUngradedFraction is the fraction of the answers that a grader may leave without a score, because a field is
+    missing or a call fails. Such answers do not count as 0; they are left out of the mean, and the report gives their
+    number. Above it, the run fails with reason `GraderFailed` and keeps its checkpoint. Defaults to 0.1."""
     baselines: list[Baseline] = Field(
         default=[],
         max_length=4,
@@ -149,3 +172,8 @@ class Evaluation(Model):
     gate: list[GateRule] = Field(default=[], max_length=16)
     """gate lists requirements that the fine-tuned model must meet to be published. If one is not met, the run fails
     with reason `EvaluationGate`."""
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether answers to held-out rows are generated and scored."""
+        return self.task is not None or bool(self.graders)

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     INPUTS_CHANGED = "InputsChanged"  # output.uri contains a result of this run from other inputs
     ALIAS_CONFLICT = "AliasConflict"  # the alias of a schedule contains something that the schedule did not write
     EVALUATION_GATE = "EvaluationGate"  # the fine-tuned model does not pass evaluation.gate; it is not published
+    GRADER_FAILED = "GraderFailed"  # a grader could not score too many answers; the checkpoint is kept
     OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
     DISK_FULL = "DiskFull"  # scratch is too small
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
@@ -68,6 +69,7 @@ _EXIT_CODES = {
     Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
     Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
     Reason.TRAINING_STALLED: ExitCode.TRANSIENT,
+    Reason.GRADER_FAILED: ExitCode.TRANSIENT,
     Reason.PREEMPTED: ExitCode.PREEMPTED,
     Reason.PEER_LOST: ExitCode.PEER_LOST,
     Reason.PEERS_MISSING: ExitCode.TRANSIENT,

@@ -1,0 +1,44 @@
+"""What a grader gets and returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GradedAnswer:
+    """An answer to grade, with the row that it answers."""
+
+    text: str
+    """The answer of the model, without reasoning. Tool calls are a JSON list, as `data.answer_text` writes them."""
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the row that graders read, by name."""
+    reference: str | None = None
+    """The answer of the data, in the form of `text`. None: the row has none."""
+    prompt: Sequence[tuple[str, str]] = ()
+    """The turns of the prompt, as role and text."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The score of an answer, or why there is none."""
+
+    score: float | None
+    """From 0 to 1. None: the grader could not score the answer, which does not count as 0."""
+    problem: str = ""
+    """Why there is no score, as a clause: `item.total is not a number`."""
+
+
+class Grader(ABC):
+    """Scores answers. A problem with an answer or its row is a `Grade` without score and never an exception."""
+
+    @abstractmethod
+    def grade(self, answers: Sequence[GradedAnswer]) -> list[Grade]:
+        """Return the grade of each answer, in order."""
+
+    def close(self) -> None:
+        """Stop processes and close connections."""
+        return
