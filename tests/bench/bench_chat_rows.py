@@ -76,7 +76,7 @@ class _Input:
     def read_rows(self) -> Iterator[Chat]:
         """Yield the parsed rows."""
         rows = RowReader(METHODS["sft"]).read([(config().dataset.sources[0], [self.file])])
-        return (row for _, row in rows if isinstance(row, Chat))
+        return (each.row for each in rows if isinstance(each.row, Chat))
 
     def render_texts(self) -> list[str]:
         template = ChatTemplate(self.tokenizer)

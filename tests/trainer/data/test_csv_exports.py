@@ -102,7 +102,7 @@ def test_csv_turns_in_json_are_a_conversation(tmp_path: Path) -> None:
     )
     source = DataSource(uri="s3://data/*", fields={"messages": "chat"})
     rows = RowReader(METHODS["sft"]).read([(source, [StoredFile("s3://data/a.csv", tmp_path / "copy")])])
-    assert [row for _, row in rows] == [Chat(TURNS)] * 2
+    assert [each.row for each in rows] == [Chat(TURNS)] * 2
 
 
 @pytest.mark.parametrize("answer", ['[{"name": "x"}]', "[1]", '[{"role": "admin", "id": 1}]', "[note] x", "[]"])

@@ -244,7 +244,7 @@ def test_reader_rows_around_invalid_one_are_read(tmp_path: Path, name: str, cont
     reader = RowReader(METHODS["sft"])
     source = DataSource(uri="s3://data/*")
     rows = reader.read([(source, [StoredFile(f"s3://data/{name}", tmp_path / "copy")])])
-    assert [place.line for place, _ in rows] == places
+    assert [each.location.line for each in rows] == places
     assert reader.rejections.invalid.count == 1
     assert reader.row_count == len(places) + 1
 
@@ -254,7 +254,7 @@ def test_reader_elements_across_chunks_are_complete(tmp_path: Path) -> None:
     (tmp_path / "copy").write_text(json.dumps([{"prompt": text, "completion": "a"} for text in texts]))
     source = DataSource(uri="s3://data/*")
     rows = RowReader(METHODS["sft"]).read([(source, [StoredFile("s3://data/a.json", tmp_path / "copy")])])
-    assert [row for _, row in rows] == [PromptCompletion(text, "a") for text in texts]
+    assert [each.row for each in rows] == [PromptCompletion(text, "a") for text in texts]
 
 
 def _write_file(name: str, content: bytes | str) -> Callable[[Path], None]:

@@ -60,7 +60,7 @@ def read_rows(tmp_path: Path, name: str, content: bytes) -> tuple[list[str], lis
     reader = RowReader(METHODS["sft"])
     rows = list(reader.read([(DataSource(uri="s3://data/*"), [StoredFile(f"s3://data/{name}", tmp_path / "copy")])]))
     reader.rejections.invalid.raise_if_any(reader.row_count)
-    return [str(place) for place, _ in rows], [row for _, row in rows]
+    return [str(each.location) for each in rows], [each.row for each in rows]
 
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])

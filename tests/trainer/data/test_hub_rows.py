@@ -26,7 +26,7 @@ PARAMETERS = {"city": {"type": "str", "description": "the city"}}
 def read(folder: Path, row: dict[str, Any], method: str = "sft", **source: Any) -> tuple[RowReader, list[Row]]:
     reader = RowReader(METHODS[method])
     files = [write_rows(folder / "rows", [row], "s3://data/rows.jsonl")]
-    return reader, [row for _, row in reader.read([(DataSource(uri="s3://data/*", **source), files)])]
+    return reader, [each.row for each in reader.read([(DataSource(uri="s3://data/*", **source), files)])]
 
 
 def read_message(folder: Path, row: dict[str, Any], method: str = "sft", **source: Any) -> str:

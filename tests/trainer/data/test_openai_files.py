@@ -19,7 +19,7 @@ from finetune_trainer.training.methods import METHODS, get_method
 def read(name: str, method: str) -> tuple[RowReader, list[Row]]:
     reader = RowReader(METHODS[method])
     file = StoredFile(f"s3://datasets/{name}", SAMPLES_DIR / "data" / name)
-    rows = [row for _, row in reader.read([(DataSource(uri=file.uri), [file])])]
+    rows = [each.row for each in reader.read([(DataSource(uri=file.uri), [file])])]
     assert not reader.rejections.counts
     return reader, rows
 

@@ -56,7 +56,7 @@ WRONG_ROWS: dict[str, tuple[Any, str]] = {
 def read_rows(*files: StoredFile, **source: Any) -> tuple[RowReader, list[tuple[str, Row]]]:
     reader = RowReader(METHODS["sft"])
     rows = reader.read([(DataSource(uri="s3://data/*", **source), files)])
-    return reader, [(str(place), row) for place, row in rows]
+    return reader, [(str(each.location), each.row) for each in rows]
 
 
 @pytest.mark.parametrize(("line", "expected"), WRONG_ROWS.values(), ids=WRONG_ROWS)

@@ -81,7 +81,7 @@ def read(folder: Path, rows: Sequence[dict[str, Any]], method: str, **source: An
     folder.mkdir(parents=True, exist_ok=True)
     reader = RowReader(METHODS[method])
     files = [write_rows(folder / str(number), [row], f"s3://data/{number}") for number, row in enumerate(rows)]
-    return reader, [row for _, row in reader.read([(DataSource(uri="s3://data/*", **source), files)])]
+    return reader, [each.row for each in reader.read([(DataSource(uri="s3://data/*", **source), files)])]
 
 
 def is_accounted_for(name: str, reader: RowReader, rows: Sequence[Row]) -> bool:

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig
+from finetune_trainer.contract import DatasetReport, DataSource, Reason, TrainerConfig, list_item_fields
 from finetune_trainer.data import folds, splits
 from finetune_trainer.data.deduplication import (
     MAX_NEAR_DUPLICATE_ROWS,
@@ -97,15 +97,16 @@ class PreparedData:
     locations: Sequence[SourceLocation] = ()
     """Locations of the first rows of `dataset`, in its order."""
     texts: datasets.Dataset | None = None
-    """Texts of the rows of `dataset`, by the same numbers (`row_archive.ArchivedRow`), if `evaluation.task` is set."""
+    """Texts of the rows of `dataset`, by the same numbers (`row_archive.ArchivedRow`), if answers are
+    scored."""
     validation_texts: datasets.Dataset | None = None
-    """Texts of the rows of `validation`, by the same numbers, if `evaluation.task` is set."""
+    """Texts of the rows of `validation`, by the same numbers, if answers are scored."""
     validation_digests: DigestTable | None = None
     """Digests of the rows of `validation`, by the same numbers, or None without validation rows."""
     test: datasets.Dataset | None = None
     """Rows of `evaluation.test`, or None without it."""
     test_texts: datasets.Dataset | None = None
-    """Texts of the rows of `test`, by the same numbers, if `evaluation.task` is set."""
+    """Texts of the rows of `test`, by the same numbers, if answers are scored."""
 
     @property
     def digest(self) -> str:
@@ -235,7 +236,8 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
             limits.explanation,
         )
     object_uris = [file.uri for _, source_files in files.sources for file in source_files]
-    reader = RowReader(encoding.schema, config.dataset.preparation)
+    item_fields = list_item_fields(config.evaluation.graders)
+    reader = RowReader(encoding.schema, config.dataset.preparation, item_fields)
     return PreparationContext(
         preparation=config.dataset.preparation,
         schema=encoding.schema,
@@ -248,7 +250,7 @@ def _build_context(config: TrainerConfig, files: DataFiles, encoding: RowEncodin
         ),
         ledger=RowLedger(config, object_uris, limits, reader.rejections),
         reader=reader,
-        archives_rows=config.evaluation.task is not None,
+        archives_rows=config.evaluation.scores_answers,
         tokenizer=encoding.tokenizer,
     )
 
@@ -262,8 +264,9 @@ def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema
     if not needs_near_duplicates and not _needs_row_groups(config):
         return None
     finder = BoilerplateFinder()
-    rows = RowReader(schema, config.dataset.preparation).read(files.all_sources)
-    for number, (_, row) in enumerate(rows):
+    item_fields = list_item_fields(config.evaluation.graders)
+    rows = RowReader(schema, config.dataset.preparation, item_fields).read(files.all_sources)
+    for number, read_row in enumerate(rows):
         if number == MAX_NEAR_DUPLICATE_ROWS and needs_near_duplicates:
             raise TrainerError(
                 Reason.CONFIG_INVALID,
@@ -272,7 +275,7 @@ def _find_boilerplate(config: TrainerConfig, files: DataFiles, schema: RowSchema
             )
         if number == MAX_NEAR_DUPLICATE_ROWS:
             return None
-        finder.add(row)
+        finder.add(read_row.row)
     return finder.find_boilerplate()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,7 @@ _COLUMNS = {
     "reasoning": "string",
     "has_calls": "bool",
     "answer_start": "int32",
+    "item": "string",
 }
 
 
@@ -41,16 +42,19 @@ class ArchivedRow:
     """Whether the answer has tool calls in the form of chat templates, not only as text."""
     answer_start: int = 0
     """Index of the first token of the answer in the tokenized row."""
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the data that graders read, by name."""
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> ArchivedRow:
         """Return the row of a record that `to_columns` wrote."""
         turns = tuple((role, text) for role, text in json.loads(columns["turns"]))
-        return cls(**{**columns, "turns": turns})
+        return cls(**{**columns, "turns": turns, "item": json.loads(columns["item"])})
 
     def to_columns(self) -> dict[str, object]:
         """Return the row as a record of the Arrow file."""
-        return {**vars(self), "turns": json.dumps(self.turns, ensure_ascii=False)}
+        texts = {name: json.dumps(vars(self)[name], ensure_ascii=False) for name in ("turns", "item")}
+        return {**vars(self), **texts}
 
 
 def compute_row_digest(row: Row) -> str:

@@ -59,6 +59,8 @@ class RowColumns:
     """Name in the data of each column that `fields` renames."""
     replaced: tuple[str, ...] = ()
     """Filled columns of the data whose name `fields` gives to another column."""
+    item_fields: frozenset[str] = frozenset()
+    """Columns that graders read, whether or not the format uses them."""
     _read: set[str] = field(default_factory=set)
     _unused_keys: dict[str, None] = field(default_factory=dict)
     """Names of the keys of turns that the parser does not use, in order, such as `messages[].id`."""
@@ -107,14 +109,18 @@ class RowColumns:
         return "text" in self._read
 
     def list_unread(self) -> list[str]:
-        """Return the names of the filled columns that the parser did not read."""
-        return [name for name, value in self.values.items() if name not in self._read and not is_empty(value)]
+        """Return the names of the filled columns that neither the parser nor a grader reads."""
+        used = self._read | self.item_fields
+        return [name for name, value in self.values.items() if name not in used and not is_empty(value)]
 
 
-def rename_columns(row: Mapping[str, Any], fields: Mapping[FieldName, str]) -> RowColumns:
+def rename_columns(
+    row: Mapping[str, Any], fields: Mapping[FieldName, str], item_fields: Iterable[str] = ()
+) -> RowColumns:
     """Rename columns to the names of the formats, using `fields`. Raises `RowError` if a column is missing."""
+    graded = frozenset(item_fields)
     if not fields:
-        return RowColumns(row)
+        return RowColumns(row, item_fields=graded)
     source_names = set(fields.values())
     for source in source_names - row.keys():
         row = _expand_object(row, source.partition(".")[0])
@@ -126,7 +132,7 @@ def rename_columns(row: Mapping[str, Any], fields: Mapping[FieldName, str]) -> R
             renamed_row[name] = row[source]
         elif name not in _OPTIONAL_FIELDS:
             raise RowError(f"expected the column {source!r} (fields: {name}), found {format_keys(row)}")
-    return RowColumns(renamed_row, {str(name): source for name, source in fields.items()}, tuple(replaced))
+    return RowColumns(renamed_row, {str(name): source for name, source in fields.items()}, tuple(replaced), graded)
 
 
 def _expand_object(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -24,6 +24,16 @@ _OTHER_COLUMNS = "(other columns)"
 _MAX_NAME_CHARS = 64
 
 
+@dataclass(frozen=True)
+class ReadRow:
+    """A valid row with its location."""
+
+    location: SourceLocation
+    row: Row
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the data that graders read, by their name in the data. A column that the row lacks is absent."""
+
+
 @dataclass
 class RowReader:
     """Reads the rows of sources in order, and rejects those that are invalid.
@@ -33,6 +43,8 @@ class RowReader:
 
     schema: RowSchema
     preparation: Preparation = field(default_factory=Preparation)
+    item_fields: Sequence[str] = ()
+    """Names of the columns of the data that graders read."""
     row_count: int = 0
     """Number of rows read so far, rejected ones included."""
     rejections: Rejections = field(default_factory=Rejections)
@@ -43,17 +55,17 @@ class RowReader:
         """Number of valid rows by the name of a filled column that their format does not use, sorted by name."""
         return dict(sorted(self._unused_columns.items()))
 
-    def read(self, sources: Sequence[tuple[DataSource, Sequence[SourceFile]]]) -> Iterator[tuple[SourceLocation, Row]]:
-        """Yield each valid row with its location. Raises `DATA_INVALID` if a file is damaged."""
+    def read(self, sources: Sequence[tuple[DataSource, Sequence[SourceFile]]]) -> Iterator[ReadRow]:
+        """Yield each valid row. Raises `DATA_INVALID` if a file is damaged."""
         for source, files in sources:
             located_rows = (located_row for file in files for located_row in read_raw_rows(file))
-            parser = _RowParser(source, self.schema, self.preparation)
+            parser = _RowParser(source, self.schema, self.preparation, self.item_fields)
             for location, row in islice(located_rows, source.limit):
                 yield from self._parse_row(parser, location, row)
 
     def _parse_row(
         self, parser: _RowParser, location: SourceLocation, row: dict[str, Any] | RowError
-    ) -> Iterator[tuple[SourceLocation, Row]]:
+    ) -> Iterator[ReadRow]:
         self.row_count += 1
         try:
             parsed_rows, unused_columns = parser.parse_row(location.uri, row)
@@ -61,11 +73,12 @@ class RowReader:
             self.rejections.reject_invalid(location, error)
             return
         self.row_count += len(parsed_rows) - 1
+        item = {} if isinstance(row, RowError) else {name: row[name] for name in self.item_fields if name in row}
         for name in unused_columns:
             self._count_unused_column(name[:_MAX_NAME_CHARS])
         for parsed_row in parsed_rows:
             if has_supervised_answer(parsed_row):
-                yield location, parsed_row
+                yield ReadRow(location, parsed_row, item)
             else:
                 self.rejections.reject("noSupervisedTokens", location, list_texts(parsed_row))
 
@@ -81,6 +94,7 @@ class _RowParser:
     source: DataSource
     schema: RowSchema
     preparation: Preparation
+    item_fields: Sequence[str] = ()
     detected: dict[str, str] = field(default_factory=dict)
     """Detected format by the URI of the object."""
 
@@ -88,7 +102,7 @@ class _RowParser:
         """Return the rows that a row of the data contains, and the names of its unused columns. Raises `RowError`."""
         if isinstance(row, RowError):
             raise row
-        columns = rename_columns(row, self.source.fields)
+        columns = rename_columns(row, self.source.fields, self.item_fields)
         row_format: str = self.source.format
         is_detected = row_format == "auto"
         if is_detected:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import Preparation
 from finetune_trainer.data import tokenized_rows
 from finetune_trainer.data.augment.counterfactual import swap_row_terms
 from finetune_trainer.data.cleaning import clean_text
 from finetune_trainer.data.deduplication import DuplicateFilter, DuplicateIndex, RowGroups
+from finetune_trainer.data.item_texts import map_item_texts
 from finetune_trainer.data.loss_masking import LossMasker, RenderedConversation, TokenizedConversation
 from finetune_trainer.data.pii import list_pii_kinds, redact_pii
 from finetune_trainer.data.preparation_report import RowLedger, RowStats
 from finetune_trainer.data.rejections import find_rejection_reason
 from finetune_trainer.data.rewritten_text import find_removed_text
-from finetune_trainer.data.row_archive import RowArchiveWriter, build_archived_row, compute_row_digest
+from finetune_trainer.data.row_archive import ArchivedRow, RowArchiveWriter, build_archived_row, compute_row_digest
 from finetune_trainer.data.row_digests import RowDigests
 from finetune_trainer.data.row_locations import RowLocations
-from finetune_trainer.data.row_reader import RowReader
+from finetune_trainer.data.row_reader import ReadRow, RowReader
 from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_texts import list_conversations, list_texts, map_texts
 from finetune_trainer.data.row_types import RewrittenAnswerError, Row, RowError, SourceLocation
@@ -76,6 +77,8 @@ class PendingRow:
     """Index of the first token of the last answer, before truncation."""
     control_token: str | None = None
     """A control token that is typed in a text of the row, or None."""
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the data that graders read, cleaned like the row."""
 
 
 _TokenizingBatch = tuple[list[tuple[PendingRow, int]], Future[list[TokenizedConversation]]]
@@ -90,6 +93,11 @@ def _prefetch_batches(batches: Iterator[_TokenizingBatch]) -> Iterator[_Tokenizi
         if len(in_flight) > _MAX_BATCHES_IN_FLIGHT:
             yield in_flight.popleft()
     yield from in_flight
+
+
+def _archive_row(pending_row: PendingRow) -> ArchivedRow:
+    archived = build_archived_row(pending_row.digest, pending_row.row, pending_row.answer_start)
+    return replace(archived, item=pending_row.item)
 
 
 class SplitWriter:
@@ -117,7 +125,7 @@ class SplitWriter:
         """The written rows, to find their duplicates in other splits."""
         return self._duplicate_filter.index
 
-    def write(self, rows: Iterator[tuple[SourceLocation, Row]]) -> None:
+    def write(self, rows: Iterator[ReadRow]) -> None:
         """Write the tokens of all accepted rows to an Arrow stream, which `datasets` memory-maps."""
         with (
             tokenized_rows.TokenizedRowWriter(self._path, self._context.schema.token_columns) as writer,
@@ -131,7 +139,7 @@ class SplitWriter:
                 for pending_row, tokenized_row in self._collect_accepted_rows(*batch):
                     writer.add(tokenized_row)
                     if archive:
-                        archive.add(build_archived_row(pending_row.digest, pending_row.row, pending_row.answer_start))
+                        archive.add(_archive_row(pending_row))
 
     def load_dataset(self) -> datasets.Dataset:
         """Return the written rows, memory-mapped."""
@@ -154,9 +162,7 @@ class SplitWriter:
     def _archive_path(self) -> Path:
         return self._path.with_suffix(".texts.arrow")
 
-    def _submit_batches(
-        self, rows: Iterable[tuple[SourceLocation, Row]], executor: Executor
-    ) -> Iterator[_TokenizingBatch]:
+    def _submit_batches(self, rows: Iterable[ReadRow], executor: Executor) -> Iterator[_TokenizingBatch]:
         pending_rows: list[tuple[PendingRow, list[RenderedConversation]]] = []
         char_count = 0
         for pending_row in self._filter_rows(rows):
@@ -175,17 +181,17 @@ class SplitWriter:
         rows_with_counts = [(pending_row, len(rendered)) for pending_row, rendered in pending_rows]
         return rows_with_counts, executor.submit(self._context.loss_masker.tokenize, conversations)
 
-    def _filter_rows(self, rows: Iterable[tuple[SourceLocation, Row]]) -> Iterator[PendingRow]:
+    def _filter_rows(self, rows: Iterable[ReadRow]) -> Iterator[PendingRow]:
         """Yield each cleaned row that is worth tokenizing, followed by its counterfactuals."""
-        for location, row in rows:
-            pending_row = self._clean_row(location, row)
+        for read_row in rows:
+            pending_row = self._clean_row(read_row)
             reason = find_rejection_reason(pending_row.row, drops_echoes=self._context.preparation.drop_echoes)
             if not self._reject_for(reason or self._duplicate_filter.find_exact(pending_row.row), pending_row):
                 yield pending_row
                 yield from self._build_counterfactuals(pending_row)
 
-    def _clean_row(self, location: SourceLocation, row: Row) -> PendingRow:
-        preparation, stats = self._context.preparation, dict[str, int]()
+    def _clean_row(self, read_row: ReadRow) -> PendingRow:
+        preparation, stats, row = self._context.preparation, dict[str, int](), read_row.row
         digest = compute_row_digest(row) if self._context.archives_rows or self.digests else ""
         if preparation.normalize_text:
             cleaned_row = map_texts(row, clean_text)
@@ -195,7 +201,8 @@ class SplitWriter:
         stats["redacted"] = sum(kind in preparation.redact for kind in pii_kinds)
         if stats["redacted"]:
             row = map_texts(row, lambda text: redact_pii(text, preparation.redact))
-        return PendingRow(location, row, stats, digest=digest)
+        item = map_item_texts(read_row.item, preparation) if read_row.item else {}
+        return PendingRow(read_row.location, row, stats, digest=digest, item=item)
 
     def _build_counterfactuals(self, pending_row: PendingRow) -> Iterator[PendingRow]:
         """Yield the row with the terms of each category swapped, unless the data contains the result."""
