@@ -81,6 +81,7 @@ def _run_command(argv: list[str]) -> int:
     queries = {
         "plan": _print_plan, "generate": _print_completions, "clean": _print_deletions, "cache": _print_cache,
         "sync-alias": _sync_alias, "chat-server": _serve_chat, "export": _export_result,
+        "grade": _print_grades,
     }  # fmt: skip
     return _run_query(lambda: queries[args.command](args))
 
@@ -217,6 +218,18 @@ def _export_result(args: argparse.Namespace) -> Outcome:
 
     print(export.export_result(app.build_export_request(args), app.resolve_scratch(args)))
     return termination_message.build_outcome(Reason.COMPLETED, "exported")
+
+
+def _print_grades(args: argparse.Namespace) -> Outcome:
+    from finetune_trainer.cli import grade
+    from finetune_trainer.config import loader
+    from finetune_trainer.contract import Reason
+    from finetune_trainer.telemetry import termination_message
+
+    graders = loader.load_manifest(args.manifest).evaluation.graders
+    answers, grades = grade.grade_file(graders, args.file)
+    print(grade.format_json(grades) if args.json else grade.format_grades(grades))
+    return termination_message.build_outcome(Reason.COMPLETED, f"{len(answers)} answers graded")
 
 
 def _print_cache(args: argparse.Namespace) -> Outcome:

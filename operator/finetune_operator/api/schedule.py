@@ -211,9 +211,10 @@ class FineTuneScheduleSpec(Model):
             ),
             (
                 f"{_COMPARES}self.promotion.rules.all(each, each.metric in ['evalLoss', 'perplexity'] "
-                f"|| (has(self.template.spec.evaluation.task) && ({_IS_MEASURED_BY_TASK})))",
-                "promotion.rules has a metric that runs do not measure: all have evalLoss and perplexity, and with "
-                f"template.spec.evaluation.task, {_TASK_METRICS}",
+                f"|| (has(self.template.spec.evaluation.task) && ({_IS_MEASURED_BY_TASK})) "
+                "|| self.template.spec.evaluation.graders.exists(grader, grader.name == each.metric))",
+                "promotion.rules has a metric that runs do not measure: all have evalLoss, perplexity and the names of "
+                f"template.spec.evaluation.graders, and with template.spec.evaluation.task, {_TASK_METRICS}",
             ),
             (
                 "!has(self.alias) || !self.template.spec.dataset.sources.exists(each, "

@@ -174,6 +174,13 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     _add_work_dir_argument(parser)
 
 
+def _add_grade_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="a FineTuneJob's YAML with evaluation.graders")
+    form = '{"answer": "text", "item": {...}, "reference": "text"}'
+    parser.add_argument("file", type=Path, metavar="FILE", help=f"answers in JSON lines: {form}")
+    parser.add_argument("--json", action="store_true", help="the scores of each answer instead of their means")
+
+
 def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     fill_help = "fill $FINETUNE_MODEL_CACHE_DIR with the base model of $FINETUNE_CONFIG"
@@ -275,6 +282,7 @@ _COMMANDS = (
         "serve the base model and the adapter on 127.0.0.1 with OpenAI's chat protocol",
         _add_chat_server_arguments,
     ),
+    ("grade", "score answers in a file by the graders of a manifest", _add_grade_arguments),
     ("export", "convert a published result to GGUF files for llama.cpp and Ollama", _add_export_arguments),
     ("cache", "fill or list a cache of base models", _add_cache_arguments),
     ("clean", "delete old checkpoints of ended runs below a prefix", _add_clean_arguments),

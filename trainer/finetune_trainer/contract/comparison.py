@@ -46,7 +46,7 @@ class BaselineComparison(Model):
     held_out: bool = False
     """heldOut tells whether the validation rows were held out when the baseline was trained, too. If it is false, the
     baseline may have been trained on them, which makes it look better than it is."""
-    changes: list[MetricChange] = Field(default=[], max_length=8)
+    changes: list[MetricChange] = Field(default=[], max_length=12)
     """changes are the changes from the baseline to the fine-tuned model."""
 
 

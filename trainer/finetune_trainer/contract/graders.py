@@ -36,6 +36,7 @@ _RESERVED_NAMES = (
     "generalPerplexity",
     "crossValidationLoss",
     "crossValidationDeviation",
+    "loss",
     "tokens",
     "supervisedTokens",
 )

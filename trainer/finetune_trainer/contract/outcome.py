@@ -193,7 +193,7 @@ class Result(Model):
     """digest is `sha256:…` of `manifest.json`, which lists the digests of all files."""
     model_revision: Annotated[str, StringConstraints(max_length=255)]
     """modelRevision is the hub commit of the base model, or a digest of its files."""
-    metrics: dict[Annotated[str, StringConstraints(max_length=64)], float] = Field(default={}, max_length=32)
+    metrics: dict[Annotated[str, StringConstraints(max_length=64)], float] = Field(default={}, max_length=64)
     """metrics are the metrics of the complete run, such as `trainLoss`, `trainSeconds` and `tokens`."""
     verdicts: Verdicts | None = None
     """verdicts are the conclusions of the evaluation. They are unset if an earlier version has published the result."""

@@ -45,15 +45,17 @@ SWEEP_RULES = (
     ),
     (
         f"({_IS_MEASURED_BY_METHOD}) || (has(self.template.spec.evaluation.task) && ({_IS_MEASURED_BY_TASK})) "
+        "|| self.template.spec.evaluation.graders.exists(grader, grader.name == self.objective.metric) "
         "|| (self.objective.metric == 'crossValidationLoss' "
         "&& has(self.template.spec.training.crossValidation))",
         "the trials do not measure objective.metric with this template.spec.training.method and "
-        f"template.spec.evaluation.task: {_MEASURED_METRICS}; training.crossValidation has crossValidationLoss",
+        f"template.spec.evaluation.task: {_MEASURED_METRICS}; template.spec.evaluation.graders have their names; "
+        "training.crossValidation has crossValidationLoss",
     ),
     (
         "!has(self.parameters.beta) || !self.objective.metric.endsWith('Loss')",
         "parameters.beta changes the scale of the loss, so that trials cannot be ranked by it; set "
-        "objective.metric to evalRewardAccuracy or to a metric of template.spec.evaluation.task",
+        "objective.metric to evalRewardAccuracy, to a metric of template.spec.evaluation.task or to a grader",
     ),
     (
         f"!has(self.halving) || !({_VARIES_SCHEDULE})",

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from finetune_trainer.contract import Task, TrainerConfig
+from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.pii import PII_KINDS, redact_pii
-from finetune_trainer.evaluation import task_metrics
 from finetune_trainer.evaluation.prompts import (
     EvaluationRow,
     TemplateFrame,
     list_cut_answers,
     list_unfinished_reasoning,
 )
+from finetune_trainer.graders.base import Grade
 from finetune_trainer.modeling.batch_limits import choose_new_tokens
 from finetune_trainer.modeling.generation import TextGenerator
 from finetune_trainer.modeling.loading import LoadedModel
@@ -61,6 +61,8 @@ class RowAnswers(PromptAnswers):
     """Answers to validation or test rows."""
 
     rows: Sequence[EvaluationRow] = ()
+    grades_by_model: dict[str, dict[str, list[Grade]]] = field(default_factory=dict)
+    """The grades of the answers by the name of the model and of the grader."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[EvaluationRow], frame: TemplateFrame, config: TrainerConfig) -> RowAnswers:
@@ -73,11 +75,10 @@ class RowAnswers(PromptAnswers):
         """The answers of the data."""
         return [row.reference for row in self.rows]
 
-    def list_problems(self, task: Task) -> list[str]:
-        """Return what lowers the metrics of the task, or prevents one, each with the reason."""
+    def list_problems(self) -> list[str]:
+        """Return what lowers the scores of the answers, each with the reason."""
         cut_count = sum(answer.is_cut for answer in self.by_model[TUNED])
         return [
-            *task_metrics.list_missing(task, self.references),
             *list_cut_answers(self.rows, cut_count, self.max_new_tokens),
             *list_unfinished_reasoning(self.by_model[BASE], self.max_new_tokens),
         ]

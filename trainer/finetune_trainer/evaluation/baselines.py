@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_trainer.contract import Task
-from finetune_trainer.evaluation import task_metrics
-from finetune_trainer.evaluation.answers import TUNED, RowAnswers
+from finetune_trainer.evaluation.answers import TUNED
 from finetune_trainer.evaluation.losses import measure_eval_loss, measure_perplexity
 from finetune_trainer.evaluation.row_scores import ValidationLosses
 from finetune_trainer.records.evaluation import Comparison, Measure
@@ -20,14 +18,6 @@ def compare_eval_loss(losses: ValidationLosses, baseline: str) -> Measure:
 def compare_perplexity(losses: ValidationLosses, baseline: str) -> Measure:
     """Return `perplexity` with the baseline in the place of the base model. Raises as `measure_perplexity`."""
     return measure_perplexity(losses.token_counts, losses.sums[baseline], losses.sums[TUNED])
-
-
-def compare_answers(task: Task, answers: RowAnswers, baseline: str) -> list[Measure]:
-    """Return the measures of the task with the baseline in the place of the base model."""
-    measures, _ = task_metrics.measure_task(
-        task, answers.references, answers.list_texts(baseline), answers.list_texts(TUNED)
-    )
-    return measures
 
 
 def add_comparisons(measures: Sequence[Measure], baseline: str, compared: Sequence[Measure]) -> list[Measure]:

@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Task, TrainerConfig
-from finetune_trainer.evaluation import baselines, requirements, task_metrics
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.evaluation import baselines, requirements
+from finetune_trainer.evaluation.answer_scoring import AnswerScorer
 from finetune_trainer.evaluation.answers import BASE, TUNED, RowAnswers
 from finetune_trainer.evaluation.losses import measure_eval_loss
 from finetune_trainer.evaluation.prompts import select_rows
@@ -38,6 +39,7 @@ class HeldOutTestEvaluation:
     loaded: LoadedModel
     prepared: PreparedData
     heartbeat: Callable[[], None]
+    scorer: AnswerScorer
     measures: list[Measure] = field(default_factory=list)
     _losses: ValidationLosses | None = None
     _answers: RowAnswers | None = None
@@ -47,12 +49,12 @@ class HeldOutTestEvaluation:
 
         Returns what lowers the metrics of the task, or prevents one, each with the reason.
         """
-        task, problems = self.config.evaluation.task, list[str]()
+        problems: list[str] = []
         with section("test loss"):
             self._measure_losses()
-        if task:
+        if self.config.evaluation.scores_answers:
             with section("answers to the test rows"):
-                problems = self._measure_answers(task)
+                problems = self._measure_answers()
         return problems
 
     def _measure_losses(self) -> None:
@@ -60,7 +62,7 @@ class HeldOutTestEvaluation:
         self._losses = ValidationLosses(tuned.token_counts, {BASE: base.sums, TUNED: tuned.sums})
         self._add(measure_eval_loss(tuned.token_counts, base.sums, tuned.sums))
 
-    def _measure_answers(self, task: Task) -> list[str]:
+    def _measure_answers(self) -> list[str]:
         rows, texts = self._rows, self.prepared.test_texts
         if texts is None:
             raise ValueError("the texts of the test rows were not kept")
@@ -68,21 +70,19 @@ class HeldOutTestEvaluation:
         answers = RowAnswers.from_rows(*selected, self.config)
         base, tuned = measure_base_and_tuned(self.loaded.model, lambda: answers.generate(self.loaded, self.heartbeat))
         answers.by_model |= {BASE: base, TUNED: tuned}
-        measures, _ = task_metrics.measure_task(
-            task, answers.references, answers.list_texts(BASE), answers.list_texts(TUNED)
-        )
+        measures, _ = self.scorer.measure(answers)
         self._answers = answers
         self._add(*measures)
-        return [f"test rows, {problem}" for problem in answers.list_problems(task)]
+        return [f"test rows, {problem}" for problem in self.scorer.list_problems(answers)]
 
     def measure_baseline(self, name: str) -> None:
         """Measure the model with the adapter of a baseline, which is active."""
         if self._losses:
             self._losses.sums[name] = self._compute_losses().sums
             self._compare(name, [baselines.compare_eval_loss(self._losses, name)])
-        if self._answers and self.config.evaluation.task:
+        if self._answers:
             self._answers.by_model[name] = self._answers.generate(self.loaded, self.heartbeat)
-            self._compare(name, baselines.compare_answers(self.config.evaluation.task, self._answers, name))
+            self._compare(name, self.scorer.measure(self._answers, name)[0])
 
     @property
     def _rows(self) -> datasets.Dataset:

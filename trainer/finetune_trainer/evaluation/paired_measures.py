@@ -53,6 +53,13 @@ def measure_mean(name: str, base: Sequence[float], tuned: Sequence[float]) -> Me
     )
 
 
+def measure_scores(name: str, base: Sequence[float], tuned: Sequence[float]) -> Measure:
+    """Return the mean of scores between 0 and 1 for each model: of rows that are right or wrong, their fraction."""
+    if all(score in (0, 1) for score in (*base, *tuned)):
+        return measure_share(name, [score == 1 for score in base], [score == 1 for score in tuned])
+    return measure_mean(name, base, tuned)
+
+
 def _clip_interval(estimate: Estimate) -> Estimate:
     """Limit the interval of a mean to values between 0 and 1. Student's t interval exceeds them near the ends."""
     if estimate.low is None or estimate.high is None:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from finetune_trainer.contract import MetricChange, Model
+from finetune_trainer.contract import MetricChange, Model, is_grader_name
 from finetune_trainer.evaluation.exact_tests import compute_sign_flip_p_value
 from finetune_trainer.evaluation.intervals import MIN_SAMPLES, estimate_paired_change
 from finetune_trainer.evaluation.losses import measure_eval_loss, measure_perplexity
-from finetune_trainer.evaluation.paired_measures import measure_share
+from finetune_trainer.evaluation.paired_measures import measure_scores, measure_share
 from finetune_trainer.records.evaluation import Estimate, Measure
 
 _TUNED = "tuned"
@@ -88,7 +88,7 @@ def compare_rows(metric: str, pairs: Sequence[RowPair]) -> MetricChange:
 
     Raises `NotComparable`.
     """
-    measure_pairs = _MEASURES.get(metric)
+    measure_pairs = _MEASURES.get(metric) or (_measure_grades if is_grader_name(metric) else None)
     if measure_pairs is None:
         raise NotComparable(f"the scores of single rows do not give {metric}, which is measured on all rows together")
     try:
@@ -139,6 +139,11 @@ def _measure_scores(metric: str, pairs: Sequence[RowPair]) -> Measure:
         change=estimate_paired_change(baseline, tuned),
         p_value=compute_sign_flip_p_value(changes) if len(changes) < MIN_SAMPLES else None,
     )
+
+
+def _measure_grades(metric: str, pairs: Sequence[RowPair]) -> Measure:
+    """Return the mean of the scores of a grader over the rows that both have a score for."""
+    return measure_scores(metric, *_get_scores(pairs, metric))
 
 
 def _measure_macro_f1(_: str, pairs: Sequence[RowPair]) -> Measure:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.end_of_turn import get_stop_token_ids
 from finetune_trainer.data.loss_masking import IGNORE_INDEX
@@ -35,6 +35,8 @@ class EvaluationRow:
     reference: str
     """The answer that generated answers are compared with: without reasoning and text of the chat template."""
     reasoning: str = ""
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the data that graders read, by name."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ def select_rows(
         rendered.append((reference, answer.final))
         selected.append(
             EvaluationRow(
-                number, archived.digest, archived.turns, prompt, len(answer_ids), reference, archived.reasoning
+                number,
+                archived.digest,
+                archived.turns,
+                prompt,
+                len(answer_ids),
+                reference,
+                archived.reasoning,
+                archived.item,
             )
         )
     return selected, _find_frame(rendered)

@@ -12,6 +12,7 @@ from finetune_trainer.data.loss_masking import encode_prompt
 from finetune_trainer.data.row_types import SourceFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, parse_pairs
+from finetune_trainer.evaluation.grader_preview import check_graders
 from finetune_trainer.evaluation.task_metrics import explain_no_bleu, find_task_problem
 from finetune_trainer.training.methods import get_method
 
@@ -29,12 +30,13 @@ def get_test_metric(name: str) -> str:
 def list_metrics(config: TrainerConfig) -> list[str]:
     """Return the names of all metrics that the evaluation measures."""
     task_metrics = METRICS_BY_TASK[config.evaluation.task] if config.evaluation.task else ()
-    test_metrics = [*map(get_test_metric, ["evalLoss", *task_metrics])] if config.evaluation.test else []
+    answer_metrics = [*task_metrics, *(grader.name for grader in config.evaluation.graders)]
+    test_metrics = [*map(get_test_metric, ["evalLoss", *answer_metrics])] if config.evaluation.test else []
     bias_metrics = ["biasFlags"] if config.evaluation.bias else []
     fold_metrics = ["crossValidationLoss"] if config.training.cross_validation else []
     return [
         *get_method(config).metrics,
-        *task_metrics,
+        *answer_metrics,
         *test_metrics,
         *bias_metrics,
         *fold_metrics,
@@ -43,7 +45,8 @@ def list_metrics(config: TrainerConfig) -> list[str]:
 
 def check_requirements(config: TrainerConfig, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `CONFIG_INVALID` for problems that would otherwise show after the training: a gate on a metric that is not
-    measured, an invalid prompt, terms without a counterpart, or rows that do not match the task."""
+    measured, an invalid prompt, terms without a counterpart, or rows that do not match the task. Raises `DATA_INVALID`
+    if graders cannot score the answers of the data."""
     _check_gate(config)
     for prompt in config.evaluation.sample_prompts:
         _check_prompt(prompt, tokenizer)
@@ -52,6 +55,7 @@ def check_requirements(config: TrainerConfig, prepared: PreparedData, tokenizer:
         raise TrainerError(Reason.CONFIG_INVALID, problem)
     if config.evaluation.task:
         _check_task(config, config.evaluation.task, prepared)
+    check_graders(config, prepared)
 
 
 def _check_gate(config: TrainerConfig) -> None:

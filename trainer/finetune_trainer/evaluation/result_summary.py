@@ -7,7 +7,7 @@ from typing import Literal
 from finetune_trainer.contract import BaselineComparison, MetricChange, Verdicts
 from finetune_trainer.records.evaluation import BiasResult, Comparison, Estimate, EvaluationReport, Measure
 
-_MAX_CHANGES = 8
+_MAX_CHANGES = 12
 _SIGNIFICANT_DIGITS = 7
 """Digits of the reported numbers, so that several comparisons fit into a termination message. `evaluation.json` has all
 digits."""
@@ -40,8 +40,8 @@ def build_comparisons(evaluation: EvaluationReport) -> list[BaselineComparison] 
 
 
 def _list_changes(evaluation: EvaluationReport, baseline: str) -> list[MetricChange]:
-    """Return the changes of the metrics with a comparison: `evalLoss`, then those of the task, then `perplexity`, which
-    follows from the loss."""
+    """Return the changes of the metrics with a comparison: `evalLoss`, then those of the task and of graders, then
+    `perplexity`, which follows from the loss."""
     order = {"evalLoss": 0, "perplexity": 2}
     measures = sorted(evaluation.measures, key=lambda measure: order.get(measure.name, 1))
     changes = [

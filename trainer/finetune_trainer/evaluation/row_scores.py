@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,14 +42,17 @@ class ValidationLosses:
 
 
 def build_row_scores(
-    task: Task | None, answers: RowAnswers | None, losses: ValidationLosses | None, digests: DigestTable
+    answers: RowAnswers | None,
+    scores: Mapping[str, Sequence[Scores]],
+    losses: ValidationLosses | None,
+    digests: DigestTable,
 ) -> list[RowScores]:
-    """Return losses, answers and scores of validation rows, without personal data and secrets. `digests` are those of
-    all validation rows.
+    """Return losses, answers and scores of validation rows, without personal data and secrets. `scores` are those of
+    the answers by the name of the model, and `digests` are those of all validation rows.
 
     There are at most `MAX_LOSS_ROWS` rows, evenly spaced over all rows, and the rows with answers.
     """
-    answered = _build_answered_rows(task, answers) if task and answers else {}
+    answered = _build_answered_rows(answers, scores) if answers else {}
     measured = select_row_numbers(len(losses.token_counts), MAX_LOSS_ROWS) if losses else []
     numbers = sorted({*answered, *measured})
     return [
@@ -58,9 +61,8 @@ def build_row_scores(
     ]
 
 
-def _build_answered_rows(task: Task, answers: RowAnswers) -> dict[int, RowScores]:
+def _build_answered_rows(answers: RowAnswers, scores: Mapping[str, Sequence[Scores]]) -> dict[int, RowScores]:
     """Return the answers and their scores by the number of the row."""
-    scores = {model: score_rows(task, answers.references, answers.list_texts(model)) for model in answers.by_model}
     return {
         row.number: RowScores(
             row=row.digest,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import BiasEvaluation, Task, TrainerConfig
-from finetune_trainer.evaluation import baselines, gate, messages, overfitting, row_scores, task_metrics
+from finetune_trainer.contract import BiasEvaluation, TrainerConfig
+from finetune_trainer.evaluation import baselines, gate, messages, overfitting, row_scores
+from finetune_trainer.evaluation.answer_scoring import AnswerScorer
 from finetune_trainer.evaluation.answers import BASE, TUNED, PromptAnswers, RowAnswers, SamplePromptAnswers
 from finetune_trainer.evaluation.bias.scoring import BiasScorer
 from finetune_trainer.evaluation.bias.sentence_pairs import SentencePair, load_builtin_pairs
@@ -26,6 +27,7 @@ from finetune_trainer.evaluation.losses import (
 )
 from finetune_trainer.evaluation.prompts import TemplateFrame, select_evenly, select_rows
 from finetune_trainer.evaluation.row_scores import ValidationLosses
+from finetune_trainer.graders.suite import GraderSuite
 from finetune_trainer.modeling.baseline_adapter import use_baseline
 from finetune_trainer.modeling.batch_limits import choose_new_tokens, limit_loss_tokens
 from finetune_trainer.modeling.likelihood import compute_dataset_losses, measure_base_and_tuned
@@ -107,6 +109,7 @@ class EvaluationInput:
 class EvaluationResults:
     """The results so far."""
 
+    scorer: AnswerScorer
     measures: list[Measure] = field(default_factory=list)
     confusion: ConfusionMatrix | None = None
     losses: ValidationLosses | None = None
@@ -134,18 +137,29 @@ class EvaluationResults:
 
 
 def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationReport:
-    """Measure everything that the config requests and the data allows. The rest is named in `missing`."""
-    config, results, heartbeat = inputs.config, EvaluationResults(), progress.heartbeat
+    """Measure everything that the config requests and the data allows. The rest is named in `missing`.
+
+    Raises `GRADER_FAILED` if a grader leaves too many answers without a score.
+    """
+    with GraderSuite(inputs.config.evaluation.graders) as graders:
+        results = EvaluationResults(AnswerScorer(inputs.config, graders))
+        _measure(inputs, results, progress.heartbeat)
+        return _build_report(inputs, results)
+
+
+def _measure(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
+    config = inputs.config
     with autocast_like_training(inputs.loaded_model.model.device, resolve_precision(config)):
         if get_method(config).uses_token_loss:
             _measure_losses(inputs, results, heartbeat)
         else:
             results.measures += _list_training_measures(inputs)
-        if config.evaluation.task and inputs.prepared.validation is not None:
-            with results.section(f"answers for {config.evaluation.task}"):
-                _measure_answers(inputs, config.evaluation.task, results, heartbeat)
+        if config.evaluation.scores_answers and inputs.prepared.validation is not None:
+            with results.section(f"answers for {config.evaluation.task or 'graders'}"):
+                _measure_answers(inputs, results, heartbeat)
         if inputs.prepared.test is not None:
-            results.test = HeldOutTestEvaluation(config, inputs.loaded_model, inputs.prepared, heartbeat)
+            loaded, scorer = inputs.loaded_model, results.scorer
+            results.test = HeldOutTestEvaluation(config, loaded, inputs.prepared, heartbeat, scorer)
             results.missing += results.test.measure_models(results.section)
         if config.evaluation.sample_prompts:
             with results.section("sample prompts"):
@@ -156,7 +170,6 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
         if config.evaluation.bias:
             with results.section("bias"):
                 _measure_bias(inputs, config.evaluation.bias, results, heartbeat)
-    return _build_report(inputs, results)
 
 
 def _measure_losses(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
@@ -216,10 +229,8 @@ def _list_training_measures(inputs: EvaluationInput) -> list[Measure]:
     ]
 
 
-def _measure_answers(
-    inputs: EvaluationInput, task: Task, results: EvaluationResults, heartbeat: Callable[[], None]
-) -> None:
-    """Generate answers to validation rows with both models, and compute the metrics of the task."""
+def _measure_answers(inputs: EvaluationInput, results: EvaluationResults, heartbeat: Callable[[], None]) -> None:
+    """Generate answers to validation rows with both models, and score them."""
     validation, texts, config = _require_validation(inputs), inputs.prepared.validation_texts, inputs.config
     if texts is None:
         raise ValueError("the texts of the validation rows were not kept")
@@ -227,10 +238,8 @@ def _measure_answers(
     answers = RowAnswers.from_rows(rows, frame, config)
     _generate_with_both(inputs, answers, heartbeat)
     results.row_answers = answers
-    results.missing += answers.list_problems(task)
-    measures, results.confusion = task_metrics.measure_task(
-        task, answers.references, answers.list_texts(BASE), answers.list_texts(TUNED)
-    )
+    measures, results.confusion = results.scorer.measure(answers)
+    results.missing += results.scorer.list_problems(answers)
     results.measures += measures
 
 
@@ -264,13 +273,12 @@ def _measure_baseline(
     inputs: EvaluationInput, name: str, results: EvaluationResults, heartbeat: Callable[[], None]
 ) -> None:
     """Measure the loss and the answers of the model with another adapter, which is active."""
-    task = inputs.config.evaluation.task
     _compare_losses(inputs, name, results, heartbeat)
     for answers in (results.row_answers, results.prompt_answers):
         if answers:
             answers.by_model[name] = answers.generate(inputs.loaded_model, heartbeat)
-    if task and results.row_answers:
-        results.add_comparisons(name, baselines.compare_answers(task, results.row_answers, name))
+    if results.row_answers:
+        results.add_comparisons(name, results.scorer.measure(results.row_answers, name)[0])
     if results.test:
         results.test.measure_baseline(name)
 
@@ -337,7 +345,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         test_measures=test_measures or None,
         confusion=results.confusion,
         samples=list(_build_samples(results)),
-        rows=_build_row_scores(inputs.prepared, settings.task, results),
+        rows=_build_row_scores(inputs.prepared, results),
         training_losses=training_losses,
         validation_losses=downsample_points(validation_losses),
         overfitting=verdict,
@@ -362,12 +370,13 @@ def _build_samples(results: EvaluationResults) -> Iterator[Sample]:
         yield from results.row_answers.build_samples(_MAX_SHOWN_ROWS)
 
 
-def _build_row_scores(prepared: PreparedData, task: Task | None, results: EvaluationResults) -> list[RowScores]:
+def _build_row_scores(prepared: PreparedData, results: EvaluationResults) -> list[RowScores]:
     scores: list[RowScores] = []
     if prepared.validation_digests is not None:
         with results.section("scores of rows"):
-            digests = prepared.validation_digests
-            scores = row_scores.build_row_scores(task, results.row_answers, results.losses, digests)
+            answers, digests = results.row_answers, prepared.validation_digests
+            answer_scores = results.scorer.score_rows(answers) if answers else {}
+            scores = row_scores.build_row_scores(answers, answer_scores, results.losses, digests)
     return scores
 
 

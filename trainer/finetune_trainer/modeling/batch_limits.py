@@ -24,7 +24,7 @@ MAX_RAISED_NEW_TOKENS = 1024
 def limit_new_tokens(config: TrainerConfig) -> int:
     """Return the maximum length of a generated answer, in tokens, before the length of the data's answers is known."""
     max_new_tokens = config.evaluation.max_new_tokens
-    return max(max_new_tokens, MAX_RAISED_NEW_TOKENS) if config.evaluation.task else max_new_tokens
+    return max(max_new_tokens, MAX_RAISED_NEW_TOKENS) if config.evaluation.scores_answers else max_new_tokens
 
 
 def choose_new_tokens(config: TrainerConfig, longest_answer: int) -> int:

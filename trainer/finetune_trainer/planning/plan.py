@@ -16,6 +16,7 @@ from finetune_trainer.contract import DatasetReport, Reason, Servable, TrainerCo
 from finetune_trainer.contract.base import Model
 from finetune_trainer.distributed import topology
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.grader_preview import GraderPreview, preview_data_answers
 from finetune_trainer.formatting import format_bytes
 from finetune_trainer.inputs import resolve
 from finetune_trainer.planning import inspection, shown_rows
@@ -107,6 +108,8 @@ class Plan(Model):
     """Training time in seconds by type of GPU, divided by the number of ranks."""
     servable: Servable
     """Which inference servers load the adapter."""
+    graders: list[GraderPreview] = Field(default=[])
+    """The scores that `evaluation.graders` give to the answers of the data."""
     preflight: list[PreflightFinding] = Field(default=[])
     """Results of the preflight checks of `--check`; empty without it."""
     rows: list[ShownRow] = Field(default=[])
@@ -300,6 +303,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, 
         recommendations=recommend_settings(config, size),
         estimated_seconds={gpu: round(gpu_seconds / world_size, 1) for gpu, gpu_seconds in seconds.items()},
         servable=describe_servable(config, read_architecture(inputs.files.model_dir)),
+        graders=preview_data_answers(config, prepared),
         rows=shown_rows.collect_rows(prepared, inputs.tokenizer, row_count),
     )
 

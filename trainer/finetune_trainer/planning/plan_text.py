@@ -26,6 +26,7 @@ def to_text(plan: Plan, marks: TextMarks = QUOTE_MARKS) -> str:
         *_memory_lines(plan.estimated_memory),
         *_time_lines(plan),
         *_servable_lines(plan.servable),
+        *_grader_lines(plan),
         *_preflight_lines(plan),
     ]
     width = max(len(label) for label, _ in lines)
@@ -107,6 +108,11 @@ def _time_lines(plan: Plan) -> Iterator[tuple[str, str]]:
 def _servable_lines(servable: Servable) -> Iterator[tuple[str, str]]:
     yield "vLLM loads it", to_one_line(servable.vllm)
     yield "llama.cpp loads it", to_one_line(servable.llama_cpp)
+
+
+def _grader_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    for preview in plan.graders:
+        yield f"grader {preview.name}", f"{to_one_line(preview.describe())}, on the answers of the data"
 
 
 def _preflight_lines(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -246,7 +246,7 @@ def _estimate_evaluation_bytes(config: TrainerConfig, shape: ModelShape, rows: R
     logit_bytes = _FEW_LOGIT_BYTES if loss_tokens <= LOGIT_CHUNK_TOKENS else _LOSS_LOGIT_BYTES[width]
     logits = min(LOGIT_CHUNK_TOKENS, loss_tokens) * shape.vocab_size * logit_bytes
     losses = loss_tokens * shape.hidden_size * width + max(loss_tokens * layer, logits)
-    if not (config.evaluation.task or config.evaluation.sample_prompts):
+    if not (config.evaluation.scores_answers or config.evaluation.sample_prompts):
         return losses
     return max(losses, _estimate_answer_bytes(config, shape, rows, layer))
 
