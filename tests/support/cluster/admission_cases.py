@@ -79,6 +79,23 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "gate": [{"metric": "testLoss", "maximum": 2}, {"metric": "testChrf", "minImprovement": 0}],
         },
     },
+    "graders of all kinds": {
+        **VALIDATION_SPLIT,
+        "spec.evaluation": {
+            "graders": [
+                {"name": "label", "stringCheck": {"reference": "{{item.label}}", "ignoreCase": True}},
+                {"name": "total", "numeric": {"input": "{{ sample.output_json.sums.0.total }}", "tolerance": 0.01}},
+                {"name": "proof", "math": {"reference": "{{reference.output_text}}"}},
+                {"name": "shape", "jsonSchema": {"schema": "{}"}},
+                {"name": "call", "toolCall": {"arguments": "subset"}},
+                {"name": "close", "textSimilarity": {"metric": "chrf", "reference": "a text {with} braces"}},
+                {"name": "short", "length": {"maximum": 20}},
+                {"name": "all", "weighted": {"terms": [{"grader": "label"}, {"grader": "short", "weight": 0.5}]}},
+            ],
+            "maxUngradedFraction": 0,
+            "gate": [{"metric": "all", "minimum": 0.5}, {"metric": "label", "minImprovement": 0}],
+        },
+    },
     "checkpoints": {"spec.training.checkpoints": {"everySteps": 50, "keep": 3}, "spec.training.stallSeconds": 600},
     "steps": {"spec.training": {"maxSteps": 1}},
     "part of an epoch": {"spec.training.epochs": 0.25},

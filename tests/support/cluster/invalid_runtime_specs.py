@@ -16,6 +16,8 @@ from tests.support.cluster.manifests import (
 
 TEST_DATA = {"sources": [{"uri": "s3://data/test.jsonl"}]}
 
+GRADER = {"name": "label", "stringCheck": {"reference": "{{item.label}}"}}
+
 # name: (changes to the valid manifest, field in the error, text in the error)
 INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     # output and storage
@@ -118,6 +120,55 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a task with nothing to measure on": ({"spec.evaluation.task": "chat"}, "spec", "evaluation.task needs"),
     "a task for preferences": (
         {**DPO_TRAINING, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation or evaluation.test, and",
+    ),
+    "graders with nothing to measure on": (
+        {"spec.evaluation.graders": [GRADER]}, "spec", "evaluation.graders needs dataset.validation",
+    ),
+    "a grader of no kind": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "a"}]}, "spec.evaluation.graders[0]", "exactly one of",
+    ),
+    "a grader of two kinds": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{**GRADER, "math": {}}]},
+        "spec.evaluation.graders[0]", "exactly one of stringCheck",
+    ),
+    "a grader with the name of a metric": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{**GRADER, "name": "rougeL"}]},
+        "spec.evaluation.graders[0]", "name is that of a metric",
+    ),
+    "a grader with the prefix of test metrics": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{**GRADER, "name": "testLabel"}]},
+        "spec.evaluation.graders[0]", "begins with base, eval, test or train",
+    ),
+    "a path that is a template": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [
+            {"name": "a", "stringCheck": {"reference": "{{item.label | upper}}"}}
+        ]},
+        "spec.evaluation.graders[0].stringCheck", "must be a text, or one path in double braces",
+    ),
+    "text around a path": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "a", "numeric": {"input": "is {{item.a}}"}}]},
+        "spec.evaluation.graders[0].numeric", "must be a text, or one path in double braces",
+    ),
+    "a schema of 16 KiB": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [
+            {"name": "a", "jsonSchema": {"schema": '{"const": "' + "a" * 16384 + '"}'}}
+        ]},
+        "spec.evaluation.graders[0].jsonSchema.schema", "Too long",
+    ),
+    "a length without limits": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "a", "length": {}}]},
+        "spec.evaluation.graders[0].length", "at least one of minimum and maximum",
+    ),
+    "a sum of unknown graders": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [GRADER, {"name": "b", "weighted": {"terms": [{"grader": "c"}]}}]},
+        "spec.evaluation", "terms of a weighted grader must be names of other graders",
+    ),
+    "a sum of itself": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "b", "weighted": {"terms": [{"grader": "b"}]}}]},
+        "spec.evaluation", "that are not weighted",
+    ),
+    "two graders of one name": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [GRADER, GRADER]}, "spec.evaluation.graders[1]", "Duplicate",
     ),
     "an unknown task": ({"spec.evaluation.task": "poetry"}, "spec.evaluation.task", "Unsupported value"),
     "a gate with nothing to measure on": (

@@ -37,8 +37,16 @@ _RESERVED_NAMES = (
     "crossValidationLoss",
     "crossValidationDeviation",
     "loss",
+    "lossSum",
+    "lossTokens",
+    "finalLoss",
+    "bestStep",
+    "steps",
     "tokens",
     "supervisedTokens",
+    "tokensPerSecond",
+    "peakMemoryBytes",
+    "energyWattHours",
 )
 _RESERVED_PREFIXES = ("base", "test", "train", "eval")
 """Prefixes of the names of metrics that are made from other names, or that the training measures."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract import Grader, Model, Reason, TrainerConfig
+from finetune_trainer.contract import Model, Reason, TrainerConfig
 from finetune_trainer.data.row_archive import ArchivedRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.prompts import select_row_numbers
@@ -24,6 +24,8 @@ class GraderPreview(Model):
     """The scores that a grader gives to answers."""
 
     name: str
+    split: str = ""
+    """Split of the rows: `validation` or `test`."""
     mean: float | None
     """Mean score of the answers that have one, or None if none has."""
     answers: int
@@ -40,31 +42,34 @@ class GraderPreview(Model):
 
 
 def preview_data_answers(config: TrainerConfig, prepared: PreparedData) -> list[GraderPreview]:
-    """Return the scores of the answers of the data, of the rows that the evaluation will answer."""
-    graders = config.evaluation.graders
-    if not graders:
-        return []
-    max_rows = config.evaluation.max_samples
-    texts = [texts for texts in (prepared.validation_texts, prepared.test_texts) if texts is not None]
-    return preview_answers(graders, [answer for each in texts for answer in _list_data_answers(each, max_rows)])
+    """Return the scores of the answers of the data, of the rows that the evaluation will answer, by grader and split.
+
+    Raises `CONFIG_INVALID` for an invalid pattern or schema.
+    """
+    splits = {"validation": prepared.validation_texts, "test": prepared.test_texts}
+    with GraderSuite(config.evaluation.graders) as suite:
+        return [
+            preview
+            for split, texts in splits.items()
+            if texts is not None
+            for preview in _preview_split(suite, split, _list_data_answers(texts, config.evaluation.max_samples))
+        ]
 
 
-def preview_answers(graders: Sequence[Grader], answers: Sequence[GradedAnswer]) -> list[GraderPreview]:
-    """Return the scores of the answers by grader."""
-    with GraderSuite(graders) as suite:
-        return [summarize_grades(name, grades) for name, grades in suite.grade(answers).items()]
+def _preview_split(suite: GraderSuite, split: str, answers: Sequence[GradedAnswer]) -> list[GraderPreview]:
+    return [summarize_grades(name, grades, split) for name, grades in suite.grade(answers).items()]
 
 
 def check_graders(config: TrainerConfig, prepared: PreparedData) -> None:
-    """Raise `DATA_INVALID` if a grader cannot score too many of the answers of the data, and `CONFIG_INVALID` for an
-    invalid pattern or schema."""
+    """Raise `DATA_INVALID` if a grader cannot score too many of the answers of the data, besides the errors of
+    `preview_data_answers`."""
     limit = config.evaluation.max_ungraded_fraction
     for preview in preview_data_answers(config, prepared):
         if preview.ungraded > limit * preview.answers:
             raise TrainerError(
                 Reason.DATA_INVALID,
                 f"evaluation.graders: {preview.name} gives no score to {preview.ungraded} of {preview.answers} answers "
-                f"of the data ({preview.problem}), more than evaluation.maxUngradedFraction {limit:g}; correct the "
+                f"of the {preview.split} data ({preview.problem}), more than evaluation.maxUngradedFraction {limit:g}; correct the "
                 "path or the data, or raise the fraction",
             )
 
@@ -74,12 +79,13 @@ def _list_data_answers(texts: datasets.Dataset, max_rows: int) -> list[GradedAns
     return [GradedAnswer(row.answer, row.item, row.answer, row.turns) for row in rows if row.turns]
 
 
-def summarize_grades(name: str, grades: Sequence[Grade]) -> GraderPreview:
+def summarize_grades(name: str, grades: Sequence[Grade], split: str = "") -> GraderPreview:
     """Return the mean of the scores of a grader, and what has none."""
     scores = [grade.score for grade in grades if grade.score is not None]
     problems = [grade.problem for grade in grades if grade.score is None]
     return GraderPreview(
         name=name,
+        split=split,
         mean=fmean(scores) if scores else None,
         answers=len(grades),
         ungraded=len(problems),

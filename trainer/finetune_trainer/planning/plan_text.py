@@ -112,7 +112,7 @@ def _servable_lines(servable: Servable) -> Iterator[tuple[str, str]]:
 
 def _grader_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     for preview in plan.graders:
-        yield f"grader {preview.name}", f"{to_one_line(preview.describe())}, on the answers of the data"
+        yield f"grader {preview.name}", f"{to_one_line(preview.describe())}, on the answers of the {preview.split} data"
 
 
 def _preflight_lines(plan: Plan) -> Iterator[tuple[str, str]]:
