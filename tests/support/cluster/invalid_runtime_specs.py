@@ -125,7 +125,8 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"spec.evaluation.graders": [GRADER]}, "spec", "evaluation.graders needs dataset.validation",
     ),
     "a grader of no kind": (
-        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "a"}]}, "spec.evaluation.graders[0]", "exactly one of",
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "a"}]},
+        "spec.evaluation.graders[0]", "exactly one of",
     ),
     "a grader of two kinds": (
         {**VALIDATION_SPLIT, "spec.evaluation.graders": [{**GRADER, "math": {}}]},
@@ -160,7 +161,9 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.evaluation.graders[0].length", "at least one of minimum and maximum",
     ),
     "a sum of unknown graders": (
-        {**VALIDATION_SPLIT, "spec.evaluation.graders": [GRADER, {"name": "b", "weighted": {"terms": [{"grader": "c"}]}}]},
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [
+            GRADER, {"name": "b", "weighted": {"terms": [{"grader": "c"}]}}
+        ]},
         "spec.evaluation", "terms of a weighted grader must be names of other graders",
     ),
     "a sum of itself": (

@@ -57,7 +57,9 @@ def test_requirements_metrics_of_the_largest_evaluation_fit_the_result() -> None
     graders = [{"name": f"grader{number}", "length": {"maximum": 9}} for number in range(8)]
     evaluation = {"task": "summarization", "bias": {}, "test": TEST, "graders": graders}
     names = requirements.list_metrics(TrainingRequest({"crossValidation": {"folds": 2}}, evaluation=evaluation).config)
-    assert {"perplexity", "rougeL", "testLoss", "testRougeL", "biasFlags", "crossValidationLoss", "testGrader7"} < {*names}
+    assert {"perplexity", "rougeL", "testLoss", "testRougeL", "biasFlags", "crossValidationLoss", "testGrader7"} < {
+        *names
+    }
     base_names = [f"base {name}" for name in names if name not in ("biasFlags", "crossValidationLoss")]
     metrics = dict.fromkeys([*names, *base_names, *TRAINING_METRICS], 1.0)
     Result(adapterURI="s3://adapters/a", digest="sha256:0", model_revision="main", metrics=metrics)

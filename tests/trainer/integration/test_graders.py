@@ -103,7 +103,9 @@ def test_grade_command_prints_means_and_scores(tmp_path: Path, pods: Callable[..
     manifest, answers = tmp_path / "job.yaml", tmp_path / "answers.jsonl"
     spec = pods("by-hand", ROWS).config().to_json()
     manifest.write_text(
-        json.dumps({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}, "spec": spec})
+        json.dumps(
+            {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}, "spec": spec}
+        )
     )
     lines = [{"answer": "yes", "item": {"kind": "yes"}}, {"answer": "no", "item": {"kind": "yes"}}, {"answer": "no"}]
     answers.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -69,8 +69,8 @@ def check_graders(config: TrainerConfig, prepared: PreparedData) -> None:
             raise TrainerError(
                 Reason.DATA_INVALID,
                 f"evaluation.graders: {preview.name} gives no score to {preview.ungraded} of {preview.answers} answers "
-                f"of the {preview.split} data ({preview.problem}), more than evaluation.maxUngradedFraction {limit:g}; correct the "
-                "path or the data, or raise the fraction",
+                f"of the {preview.split} data ({preview.problem}), more than evaluation.maxUngradedFraction {limit:g}; "
+                "correct the path or the data, or raise the fraction",
             )
 
 
