@@ -28,6 +28,7 @@ ROWS = {
     "summarization": (72, 26),
     "translation": (106, 28),
     "generation": (84, 24),
+    "extraction": (120, 30),
 }
 
 
