@@ -193,5 +193,5 @@ def _read_call(value: object) -> dict[str, object] | None:
 def _load_json(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # an answer of brackets alone is nested too deeply
         return None

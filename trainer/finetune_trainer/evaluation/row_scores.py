@@ -12,7 +12,8 @@ from finetune_trainer.data.row_digests import iterate_digests
 from finetune_trainer.evaluation.answers import RowAnswers
 from finetune_trainer.evaluation.class_labels import ClassLabels, normalize_text
 from finetune_trainer.evaluation.prompts import select_row_numbers
-from finetune_trainer.evaluation.task_metrics import WordTokenizer, create_bleu
+from finetune_trainer.evaluation.task_metrics import create_bleu
+from finetune_trainer.graders.words import WordTokenizer
 from finetune_trainer.records.evaluation import RowScores
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import regex
-
 from finetune_trainer.contract import Task
 from finetune_trainer.evaluation.class_labels import normalize_text
 from finetune_trainer.evaluation.classification import measure_classification
 from finetune_trainer.evaluation.paired_measures import measure_mean, measure_share, measure_statistic
+from finetune_trainer.graders.words import UNSPACED_LETTERS, WordTokenizer
 from finetune_trainer.records.evaluation import ConfusionMatrix, Measure
 
 if TYPE_CHECKING:
@@ -23,14 +22,6 @@ _MAX_LABEL_WORDS = 10
 _MIN_ROWS = 10
 """With fewer rows, each may have a label of its own."""
 _BLEU_ORDER = 4
-_UNSPACED_LETTERS = (
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-_WORDS = regex.compile(
-    rf"{_UNSPACED_LETTERS}|(?!{_UNSPACED_LETTERS})[\p{{L}}\p{{N}}](?:(?!{_UNSPACED_LETTERS})[\p{{L}}\p{{M}}\p{{N}}])*"
-)
-"""Vowel signs are marks, at which `re` would end a word. A word does not begin with a mark, as emoji do."""
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -101,17 +92,6 @@ def _measure_exact_match(references: Texts, base: Texts, tuned: Texts) -> Measur
     )
 
 
-class WordTokenizer:
-    """Splits text of any script into words. The tokenizer of rouge_score supports a to z only, and finds no words in
-    Russian or Chinese. The result is the same for English; there is no stemming, as by default in rouge_score.
-    """
-
-    def tokenize(self, text: str) -> list[str]:
-        """Return the words in lower case."""
-        words: list[str] = _WORDS.findall(text.lower())
-        return words
-
-
 def _measure_rouge(references: Texts, base: Texts, tuned: Texts) -> list[Measure]:
     """Return the F-measures of ROUGE, between 0 and 1."""
     from rouge_score.rouge_scorer import RougeScorer
@@ -162,5 +142,5 @@ def create_bleu(references: Texts) -> BLEU:
 def _choose_bleu_tokenizer(references: Texts) -> str:
     """Return `char` for scripts without spaces, where the default of sacrebleu would treat a sentence as one word."""
     text = " ".join(references)
-    unspaced_count = len(re.findall(_UNSPACED_LETTERS, text))
+    unspaced_count = len(re.findall(UNSPACED_LETTERS, text))
     return "char" if unspaced_count * 2 > len(_LETTER.findall(text)) else "13a"
