@@ -49,10 +49,12 @@ def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[..., Train
     return make_job
 
 
-def test_run_with_graders_publishes_their_means_and_scores(pods: Callable[..., TrainerRun], s3: S3Server) -> None:
+def test_run_with_graders_publishes_their_means_and_scores(
+    pods: Callable[..., TrainerRun], s3: S3Server, forks: ForkServer
+) -> None:
     test_uri = write_rows(s3, "graded-test", [{**row, "prompt": row["prompt"] + "!"} for row in ROWS[:6]])
     job = pods("graded", ROWS, test={"sources": [{"uri": test_uri}]}, gate=[{"metric": "short", "minimum": 1}])
-    assert job.run(maxSteps=30).reason is Reason.COMPLETED, job.log
+    assert forks.run(job, maxSteps=30) is Reason.COMPLETED, job.log
 
     metrics = job.read_metrics()
     assert {"label", "baseLabel", "both", "baseBoth", "testLabel", "baseTestLabel"} < {*metrics}
@@ -68,11 +70,11 @@ def test_run_with_graders_publishes_their_means_and_scores(pods: Callable[..., T
 
 
 def test_run_with_few_missing_columns_leaves_these_rows_out_of_the_mean(
-    pods: Callable[..., TrainerRun], s3: S3Server
+    pods: Callable[..., TrainerRun], s3: S3Server, forks: ForkServer
 ) -> None:
     rows = [{key: value for key, value in row.items() if key != "kind" or n % 2} for n, row in enumerate(ROWS)]
     job = pods("ungraded", rows, maxUngradedFraction=1)
-    assert job.run(maxSteps=2).reason is Reason.COMPLETED, job.log
+    assert forks.run(job, maxSteps=2) is Reason.COMPLETED, job.log
 
     evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
     samples = {measure["name"]: measure["tuned"]["samples"] for measure in evaluation["measures"]}
@@ -83,20 +85,23 @@ def test_run_with_few_missing_columns_leaves_these_rows_out_of_the_mean(
     assert any(message.startswith(expected) for message in evaluation["missing"]), evaluation["missing"]
 
 
-def test_run_with_a_missing_column_ends_before_the_training(pods: Callable[..., TrainerRun]) -> None:
+def test_run_with_a_missing_column_ends_before_the_training(pods: Callable[..., TrainerRun], forks: ForkServer) -> None:
     rows = [{key: value for key, value in row.items() if key != "kind"} for row in ROWS]
-    outcome = pods("no-column", rows).run()
-    assert outcome.reason is Reason.DATA_INVALID
+    job = pods("no-column", rows)
+    assert forks.run(job) is Reason.DATA_INVALID
+    outcome = job.outcome
     assert "evaluation.graders: label gives no score to 12 of 12 answers of the validation data" in outcome.message
     assert "item.kind" in outcome.message
     assert outcome.progress is None or not outcome.progress.step
 
 
-def test_run_with_an_invalid_pattern_ends_before_the_training(pods: Callable[..., TrainerRun]) -> None:
+def test_run_with_an_invalid_pattern_ends_before_the_training(
+    pods: Callable[..., TrainerRun], forks: ForkServer
+) -> None:
     pattern = {"name": "back", "stringCheck": {"operation": "matches", "reference": r"(a)\1"}}
-    outcome = pods("no-pattern", ROWS, graders=[pattern]).run()
-    assert outcome.reason is Reason.CONFIG_INVALID
-    assert "back" in outcome.message
+    job = pods("no-pattern", ROWS, graders=[pattern])
+    assert forks.run(job) is Reason.CONFIG_INVALID
+    assert "back" in job.outcome.message
 
 
 def test_grade_command_prints_means_and_scores(tmp_path: Path, pods: Callable[..., TrainerRun]) -> None:
