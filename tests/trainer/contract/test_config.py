@@ -93,6 +93,7 @@ def test_reason_has_exit_code_of_its_kind(reason: Reason) -> None:
         Reason.STORAGE_UNREACHABLE: ExitCode.TRANSIENT,
         Reason.STORAGE_CORRUPT: ExitCode.TRANSIENT,
         Reason.OUTPUT_BUSY: ExitCode.TRANSIENT,
+        Reason.GRADER_FAILED: ExitCode.TRANSIENT,
         Reason.TRAINING_STALLED: ExitCode.TRANSIENT,
         Reason.PEERS_MISSING: ExitCode.TRANSIENT,
         Reason.PREEMPTED: ExitCode.PREEMPTED,

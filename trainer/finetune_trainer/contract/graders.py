@@ -73,9 +73,10 @@ class StringCheck(Model):
     `contains` looks for the reference in the input, and `matches` for the regular expression (RE2) in `reference`.
     Defaults to equals."""
     input: Value = ANSWER
-    """input is the path of the text to check. Defaults to the answer."""
+    """input is the path of the text to check. Defaults to {{sample.output_text}}."""
     reference: Value = DATA_ANSWER
-    """reference is the path of the text to compare with, or the text itself. Defaults to the answer of the data."""
+    """reference is the path of the text to compare with, or the text itself. Defaults to
+    {{reference.output_text}}."""
     ignore_case: bool = False
     """ignoreCase compares without regard to upper and lower case. Defaults to false."""
 
@@ -86,9 +87,10 @@ class Numeric(Model):
     model_config = ConfigDict(json_schema_extra=cel_rules(_path_rule("input", "reference")))
 
     input: Value = ANSWER
-    """input is the path of the text with the number. Defaults to the answer."""
+    """input is the path of the text with the number. Defaults to {{sample.output_text}}."""
     reference: Value = DATA_ANSWER
-    """reference is the path of the expected number, or the number itself. Defaults to the answer of the data."""
+    """reference is the path of the expected number, or the number itself. Defaults to
+    {{reference.output_text}}."""
     extract: Annotated[str, StringConstraints(max_length=512)] | None = None
     """extract is a regular expression (RE2) that finds the number in the input; its first group is the number, if it
     has groups. The last match counts. If unset, the last number of the text is taken."""
@@ -105,10 +107,10 @@ class Math(Model):
     model_config = ConfigDict(json_schema_extra=cel_rules(_path_rule("input", "reference")))
 
     input: Value = ANSWER
-    """input is the path of the text with the expression. Defaults to the answer."""
+    """input is the path of the text with the expression. Defaults to {{sample.output_text}}."""
     reference: Value = DATA_ANSWER
-    """reference is the path of the expected expression, or the expression itself. Defaults to the answer of the
-    data."""
+    """reference is the path of the expected expression, or the expression itself. Defaults to
+    {{reference.output_text}}."""
 
 
 class JsonSchema(Model):
@@ -122,7 +124,7 @@ class JsonSchema(Model):
     )
 
     input: Value = ANSWER
-    """input is the path of the text to check. Defaults to the answer."""
+    """input is the path of the text to check. Defaults to {{sample.output_text}}."""
     schema_: Annotated[str, StringConstraints(min_length=2, max_length=16384)] = Field(alias="schema")
     """schema is a JSON Schema as JSON text, by default of draft 2020-12. References to other documents are
     refused."""
@@ -146,9 +148,10 @@ class TextSimilarity(Model):
     """metric is the measure. `rougeL`: F-measure of the longest common sequence of words. `chrf`: F-measure of
     common sequences of characters, divided by 100."""
     input: Value = ANSWER
-    """input is the path of the text to measure. Defaults to the answer."""
+    """input is the path of the text to measure. Defaults to {{sample.output_text}}."""
     reference: Value = DATA_ANSWER
-    """reference is the path of the text to compare with, or the text itself. Defaults to the answer of the data."""
+    """reference is the path of the text to compare with, or the text itself. Defaults to
+    {{reference.output_text}}."""
 
 
 class Length(Model):
@@ -167,7 +170,7 @@ class Length(Model):
     )
 
     input: Value = ANSWER
-    """input is the path of the text to measure. Defaults to the answer."""
+    """input is the path of the text to measure. Defaults to {{sample.output_text}}."""
     unit: Literal["characters", "words"] = "words"
     """unit is the unit of the limits. Defaults to words."""
     minimum: int | None = Field(default=None, ge=1, le=1_000_000)
