@@ -50,7 +50,8 @@ def _list_files(evaluation: EvaluationReport) -> list[tuple[str, str]]:
     """Return name and content of the files next to the page."""
     files = [("run.log", "log of the run"), ("evaluation.json", "all numbers of this page")]
     if evaluation.rows:
-        content = "losses of the validation rows" + (", answers and their scores" if evaluation.task or evaluation.max_new_tokens else "")
+        has_answers = evaluation.task or evaluation.max_new_tokens
+        content = "losses of the validation rows" + (", answers and their scores" if has_answers else "")
         files.append((ROW_SCORES_NAME, content))
     return files
 
