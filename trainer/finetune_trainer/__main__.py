@@ -226,8 +226,7 @@ def _print_grades(args: argparse.Namespace) -> Outcome:
     from finetune_trainer.contract import Reason
     from finetune_trainer.telemetry import termination_message
 
-    graders = loader.load_manifest(args.manifest).evaluation.graders
-    answers, grades = grade.grade_file(graders, args.file)
+    answers, grades = grade.grade_file(loader.load_manifest(args.manifest).evaluation, args.file)
     print(grade.format_json(grades) if args.json else grade.format_grades(grades))
     return termination_message.build_outcome(Reason.COMPLETED, f"{len(answers)} answers graded")
 

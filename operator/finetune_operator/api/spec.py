@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -12,6 +13,8 @@ from finetune_trainer.contract import (
     TRACKING_RULES,
     TRAINER_RULES,
     Dataset,
+    Endpoint,
+    Evaluation,
     Model,
     ModelSource,
     ObjectName,
@@ -104,6 +107,27 @@ class TrackingSpec(Tracking):
     the server is used without credentials. For `wandb`, it contains the key `WANDB_API_KEY`."""
 
 
+class EndpointSpec(Endpoint):
+    """EndpointSpec is a server that graders of the kinds `judge` and `http` call. Prompts and answers leave the pod for
+    it."""
+
+    credentials_secret_ref: SecretRef | None = None
+    """credentialsSecretRef refers to the Secret with the key of the server. Its key `api-key` is sent as a bearer
+    token. If unset, no token is sent."""
+
+
+class EvaluationSpec(Evaluation):
+    """EvaluationSpec configures how the fine-tuned model is compared with the base model before it is published."""
+
+    endpoints: Sequence[EndpointSpec] = Field(
+        default=[],
+        max_length=4,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """endpoints are the servers that graders of the kinds `judge` and `http` call. They are not a part of the run's
+    identity: the same run can use another server. Defaults to none."""
+
+
 _YEAR_SECONDS = 365 * 24 * 3600
 _MAX_GPU_SECONDS = 2**53 - 1  # integers above are not exact in JSON parsers of other languages
 _IMMUTABLE_MESSAGE = "is immutable; create a new FineTuneJob for a new run"
@@ -193,6 +217,8 @@ class RunSpec(TrainerConfig):
     """model describes the base model to fine-tune."""
     dataset: DatasetSpec
     """dataset describes the training data."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """evaluation configures how the fine-tuned model is compared with the base model before it is published."""
     storage: StorageSpec = StorageSpec()
     """storage configures the access to S3. By default this is AWS S3 with the identity of the pod."""
     tracking: TrackingSpec | None = None

@@ -41,6 +41,9 @@ TrackerPattern = Annotated[str, StringConstraints(pattern=r"^(wandb|https?://(\*
 """Pattern for the URL of a tracking server without a path, or `wandb`. Only `*.` before a domain is allowed as a
 wildcard."""
 
+GraderEndpointPattern = Annotated[str, StringConstraints(pattern=r"^https?://(\*\.)?[^*\s/?#@\\]+$", max_length=512)]
+"""Pattern for the URL of a server of graders without a path. Only `*.` before a domain is allowed as a wildcard."""
+
 
 class Bounds(Model):
     """Bounds on what FineTuneJobs may request. An empty list or null sets no bound.
@@ -67,6 +70,9 @@ class Bounds(Model):
     """allowedTrackers limits `tracking.uri`, without its path. If that is unset with tool wandb, it counts as `wandb`.
     If this list is empty and `allowedSecrets` is not, FineTuneJobs with a `tracking.uri` must not refer to a Secret for
     it."""
+    allowed_grader_endpoints: list[GraderEndpointPattern] = Field(default=[], max_length=100)
+    """allowedGraderEndpoints limits `evaluation.endpoints[].uri`, without its path. If this list is empty and
+    `allowedSecrets` is not, endpoints must not refer to a Secret."""
     allowed_models: list[ModelPattern] = Field(default=[], max_length=100)
     """allowedModels limits `model.uri`, and with it the volume claim that the model is read from, `model.adapterURI`
     and the adapters in `evaluation.baselines`. It applies to the repository, not to the commit."""

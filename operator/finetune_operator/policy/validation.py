@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from finetune_operator.api import ConfigMapKeyRef, FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.compute import ComputeSpec
 from finetune_operator.api.labels import PRIORITY_LABEL
-from finetune_operator.api.spec import TrackingSpec
+from finetune_operator.api.spec import EndpointSpec, TrackingSpec
 from finetune_operator.policy.defaults import Defaults
 from finetune_operator.policy.limits import Bounds, matches_pattern
 from finetune_operator.policy.profiles import Profile, Profiles
@@ -58,6 +58,7 @@ def find_violations(finetunejob: FineTuneJob, settings: Settings, profiles: Prof
     checks = [
         *_collect_name_checks(finetunejob, settings),
         *_collect_location_checks(spec, bounds),
+        *_collect_endpoint_checks(spec.evaluation.endpoints, bounds),
         *_collect_reference_checks(spec, bounds, defaults),
         *_collect_key_checks(spec.compute, bounds),
         _build_profile_check(spec.compute.profile, finetunejob.metadata.namespace, profiles, bounds),
@@ -68,6 +69,7 @@ def find_violations(finetunejob: FineTuneJob, settings: Settings, profiles: Prof
         *_check_namespace(finetunejob.metadata.namespace, bounds),
         *(violation for check in checks if (violation := _find_violation(check))),
         *_check_tracker_credentials(spec.tracking, bounds),
+        *_check_endpoint_credentials(spec.evaluation.endpoints, bounds),
         *_check_model_revision(spec.model, bounds),
         *_check_dataset_revisions(spec, bounds),
         # A profile that does not exist yet may set the labels. Without it, no Job is created.
@@ -237,7 +239,31 @@ def _get_tracker_url(tracking: Tracking | None) -> str | None:
     """Return the URL of the tracking server without its path, or None if there is no server."""
     if tracking is None or tracking.tool == "tensorboard":
         return None
-    return "/".join(_normalize_url(tracking.uri).split("/")[:3]) if tracking.uri else WANDB_TRACKER
+    return _strip_path(tracking.uri) if tracking.uri else WANDB_TRACKER
+
+
+def _strip_path(url: str) -> str:
+    """Return scheme, host and port of a URL."""
+    return "/".join(_normalize_url(url).split("/")[:3])
+
+
+def _collect_endpoint_checks(endpoints: Sequence[EndpointSpec], bounds: Bounds) -> Iterator[_PolicyCheck]:
+    """Yield the checks of the servers that prompts and answers are sent to."""
+    allowed = [*map(_normalize_url, bounds.allowed_grader_endpoints)]
+    for index, endpoint in enumerate(endpoints):
+        yield _PolicyCheck(f"spec.evaluation.endpoints[{index}].uri", _strip_path(endpoint.uri), allowed)
+
+
+def _check_endpoint_credentials(endpoints: Sequence[EndpointSpec], bounds: Bounds) -> Iterator[str]:
+    """Reject an endpoint with a Secret if Secrets are limited and endpoints are not, as for tracking servers."""
+    if not bounds.allowed_secrets or bounds.allowed_grader_endpoints:
+        return
+    for index, endpoint in enumerate(endpoints):
+        if endpoint.credentials_secret_ref:
+            yield (
+                f"spec.evaluation.endpoints[{index}].uri: {_strip_path(endpoint.uri)} is not allowed with "
+                "credentialsSecretRef; an administrator can allow it in bounds.allowedGraderEndpoints."
+            )
 
 
 def _check_tracker_credentials(tracking: TrackingSpec | None, bounds: Bounds) -> Iterator[str]:

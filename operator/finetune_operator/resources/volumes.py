@@ -23,6 +23,7 @@ CA_DIR = "/etc/finetune/ca"
 PROFILE_CA_DIR = "/etc/finetune/profile-ca"
 SIGNING_DIR = "/etc/finetune/signing"
 TRACKING_DIR = "/etc/finetune/tracking"
+ENDPOINTS_DIR = "/etc/finetune/endpoints"
 CLAIMS_DIR = "/var/lib/finetune/claims"
 CA_FILE = "ca.crt"
 MODEL_CACHE_DIR = "/var/lib/finetune/model-cache"
@@ -48,6 +49,8 @@ def build_environment(spec: RunSpec, allow_node_identity: bool) -> dict[str, str
     tracking_secret = spec.tracking.credentials_secret_ref if spec.tracking else None
     if tracking_secret:
         environment[contract.TRACKING_CREDENTIALS_DIR_ENV] = TRACKING_DIR
+    if any(endpoint.credentials_secret_ref for endpoint in spec.evaluation.endpoints):
+        environment[contract.ENDPOINT_CREDENTIALS_DIR_ENV] = ENDPOINTS_DIR
     if get_cache_claim(spec):
         environment[contract.MODEL_CACHE_DIR_ENV] = MODEL_CACHE_DIR
     return environment | build_input_environment(spec) | build_signing_environment(spec)
@@ -166,7 +169,19 @@ def _build_access_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
         keys = contract.TRACKING_KEYS[spec.tracking.tool]
         source = _build_optional_secret_source(spec.tracking.credentials_secret_ref.name, keys)
         mounts.append((_build_read_only_mount("tracking", TRACKING_DIR), source))
-    return mounts
+    return [*mounts, *_build_endpoint_mounts(spec)]
+
+
+def _build_endpoint_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
+    """Return the mount of the Secret of each of `evaluation.endpoints` that has one."""
+    return [
+        (
+            _build_read_only_mount(f"endpoint-{number}", f"{ENDPOINTS_DIR}/{endpoint.name}"),
+            _build_secret_source(endpoint.credentials_secret_ref.name, contract.ENDPOINT_KEY),
+        )
+        for number, endpoint in enumerate(spec.evaluation.endpoints)
+        if endpoint.credentials_secret_ref
+    ]
 
 
 def _build_claim_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:

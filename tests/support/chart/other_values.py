@@ -37,6 +37,7 @@ OTHER_VALUES: dict[str, Any] = {
     "bounds.allowedConfigMaps": ["company-ca"],
     "bounds.allowedStorageEndpoints": ["aws", "https://*.s3.example"],
     "bounds.allowedTrackers": ["wandb", "https://*.mlflow.example"],
+    "bounds.allowedGraderEndpoints": ["http://vllm.judges:8000", "https://*.judges.example"],
     "bounds.allowedModels": ["hf://**", "s3://models/**"],
     "bounds.allowedDatasets": ["hf://datasets/org/*", "s3://data/**", "pvc://data/**"],
     "bounds.allowedModelCacheClaims": ["model-cache-*"],

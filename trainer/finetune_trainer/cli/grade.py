@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from finetune_trainer.contract import Grader, Model, Reason
+from finetune_trainer.contract import Evaluation, Model, Reason
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.grader_preview import GraderPreview, summarize_grades
 from finetune_trainer.graders.base import Grade, GradedAnswer
@@ -33,17 +33,17 @@ class AnswerLine(Model):
     prompt: str = ""
 
 
-def grade_file(graders: list[Grader], path: Path) -> tuple[list[GradedAnswer], dict[str, list[Grade]]]:
+def grade_file(evaluation: Evaluation, path: Path) -> tuple[list[GradedAnswer], dict[str, list[Grade]]]:
     """Return the answers of a file in JSON lines, and their grades by grader.
 
     Raises `CONFIG_INVALID` if there are no graders, and `DATA_INVALID` with the line of an answer that cannot be read.
     """
-    if not graders:
+    if not evaluation.graders:
         raise TrainerError(Reason.CONFIG_INVALID, "the manifest has no evaluation.graders")
     answers = list(_read_answers(path))
     if not answers:
         raise TrainerError(Reason.DATASET_EMPTY, f"{path} has no lines; expected {_FORM}")
-    with GraderSuite(graders) as suite:
+    with GraderSuite(evaluation.graders, evaluation.endpoints) as suite:
         return answers, suite.grade(answers)
 
 

@@ -39,6 +39,7 @@ CLUSTER_ONLY_FIELDS = (
     "managedBy",
     "model.tokenSecretRef",
     "dataset.tokenSecretRef",
+    "evaluation.endpoints[].credentialsSecretRef",
     "storage.credentialsSecretRef",
     "storage.caConfigMapRef",
     "tracking.credentialsSecretRef",
@@ -193,10 +194,15 @@ class Storage(Model):
 
 def _drop_cluster_only_fields(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     trainer_fields = {key: value for key, value in spec.items() if prefix + key not in CLUSTER_ONLY_FIELDS}
-    return {
-        key: _drop_cluster_only_fields(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in trainer_fields.items()
-    }
+    return {key: _drop_from_value(value, prefix + key) for key, value in trainer_fields.items()}
+
+
+def _drop_from_value(value: object, path: str) -> object:
+    if isinstance(value, Mapping):
+        return _drop_cluster_only_fields(value, f"{path}.")
+    if isinstance(value, list):
+        return [_drop_from_value(item, f"{path}[]") for item in value]
+    return value
 
 
 _HAS_HELD_OUT_ROWS = "(has(self.dataset.validation) || has(self.evaluation.test))"
@@ -302,7 +308,7 @@ class TrainerConfig(Model):
             exclude_none=True,
             exclude_defaults=True,
             include={"model": True, "dataset": True, "training": True, "evaluation": True, "output": {"merged"}},
-            exclude={"training": {"checkpoints", "stall_seconds"}},
+            exclude={"training": {"checkpoints", "stall_seconds"}, "evaluation": {"endpoints"}},
         )
         canonical_json = json.dumps(
             {name: section for name, section in sections.items() if section}, sort_keys=True, separators=(",", ":")

@@ -80,6 +80,11 @@ TRACKING_KEYS = {
 }
 """Keys of a tracker's Secret, named like the environment variables of its library. MLflow needs either the token or the
 other two."""
+ENDPOINT_CREDENTIALS_DIR_ENV = "FINETUNE_ENDPOINT_CREDENTIALS_DIR"
+"""Directory with a folder for each of `evaluation.endpoints`, by its name, that contains the file `api-key`. If unset,
+the endpoints are called without credentials."""
+ENDPOINT_KEY = "api-key"
+"""Key of the bearer token in the Secret of an endpoint. Secrets of other purposes do not have it by convention."""
 CA_BUNDLE_ENV = "AWS_CA_BUNDLE"
 """PEM file of the certificate authorities that the storage endpoint is verified with. botocore defines the name."""
 CLAIMS_DIR_ENV = "FINETUNE_CLAIMS_DIR"

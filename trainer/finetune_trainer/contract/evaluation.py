@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import Model, Uri, cel_rules, s3_uri_rule, uri_text_rule
 from finetune_trainer.contract.dataset import DataSource
-from finetune_trainer.contract.graders import MAX_GRADERS, Grader
+from finetune_trainer.contract.graders import MAX_GRADERS, Endpoint, Grader
 
 Task = Literal["chat", "classification", "summarization", "translation", "generation"]
 SamplePrompt = Annotated[
@@ -125,6 +126,12 @@ class Evaluation(Model):
                 "self.graders.exists(other, other.name == term.grader && !has(other.weighted))))",
                 "the terms of a weighted grader must be names of other graders that are not weighted",
             ),
+            (
+                "self.graders.all(each, (!has(each.judge) || self.endpoints.exists(endpoint, "
+                "endpoint.name == each.judge.endpoint)) && (!has(each.http) || self.endpoints.exists(endpoint, "
+                "endpoint.name == each.http.endpoint)))",
+                "the endpoint of a grader must be the name of one of evaluation.endpoints",
+            ),
         )
     )
 
@@ -148,6 +155,13 @@ class Evaluation(Model):
     """graders say what a good answer is. Each scores the generated answers to the validation and test rows from 0 to 1;
     its mean is a metric of the grader's name, for the base model, the fine-tuned model and `baselines`. They need
     `dataset.validation` or `evaluation.test`, and method sft. Defaults to none."""
+    endpoints: Sequence[Endpoint] = Field(
+        default=[],
+        max_length=4,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """endpoints are the servers that graders of the kinds `judge` and `http` call. They are not a part of the run's
+    identity: the same run can use another server. Defaults to none."""
     max_ungraded_fraction: float = Field(default=0.1, ge=0, le=1)
     """maxUngradedFraction is the fraction of the answers that a grader may leave without a score, because a field is
     missing or a call fails. Such answers do not count as 0; they are left out of the mean, and the report gives their

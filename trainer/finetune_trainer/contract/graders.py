@@ -18,6 +18,9 @@ ANSWER = "{{sample.output_text}}"
 DATA_ANSWER = "{{reference.output_text}}"
 MAX_GRADERS = 8
 
+EndpointName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=32)
+]
 GraderName = Annotated[str, StringConstraints(pattern=r"^[a-z][A-Za-z0-9]*$", min_length=1, max_length=32)]
 Value = Annotated[str, StringConstraints(max_length=512)]
 """A path, or else a literal text. Rules of the grader check that a text with braces is a path."""
@@ -179,6 +182,45 @@ class Length(Model):
     """maximum is the largest length that scores 1."""
 
 
+class Judge(Model):
+    """Judge asks a language model for a number. The score is that number, scaled from its range to 0 to 1."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            ("self.minimum < self.maximum", "minimum must be less than maximum"),
+        )
+    )
+
+    endpoint: EndpointName
+    """endpoint is the name of the endpoint in `evaluation.endpoints`, an OpenAI-compatible server: calls go to
+    `/chat/completions` below its URI."""
+    model: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", min_length=1, max_length=255)]
+    """model is the name of the model on that server."""
+    instructions: Annotated[
+        str, StringConstraints(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$", min_length=1, max_length=4096)
+    ]
+    """instructions say what a good answer is. They are the system message. The question, the answer and the answer of
+    the data follow as JSON in a message of their own and are never part of the instructions."""
+    minimum: float = 0
+    """minimum is the number for the worst answer. Defaults to 0."""
+    maximum: float = 10
+    """maximum is the number for the best answer. Defaults to 10."""
+    max_tokens: int = Field(default=512, ge=16, le=8192)
+    """maxTokens is the maximum length of the reply, in tokens. Defaults to 512."""
+
+
+class HttpGrader(Model):
+    """HttpGrader asks a web service of yours. It gets a POST request with a JSON object that has `item`, `prompt`,
+    `answer` and `reference`, and replies with `{"score": 0.5}`, a number from 0 to 1."""
+
+    endpoint: EndpointName
+    """endpoint is the name of the endpoint in `evaluation.endpoints`. Calls go to its URI."""
+    item_fields: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
+        default=[], max_length=16
+    )
+    """itemFields are the columns of the row that are sent. Defaults to none."""
+
+
 class WeightedTerm(Model):
     """WeightedTerm is one term of a weighted mean."""
 
@@ -203,6 +245,8 @@ GRADER_KINDS = (
     "toolCall",
     "textSimilarity",
     "length",
+    "judge",
+    "http",
     "weighted",
 )
 _KIND_COUNT = " + ".join(f"(has(self.{kind}) ? 1 : 0)" for kind in GRADER_KINDS)
@@ -238,6 +282,10 @@ class Grader(Model):
     """textSimilarity measures how similar two texts are."""
     length: Length | None = None
     """length checks the length of a text."""
+    judge: Judge | None = None
+    """judge asks a language model."""
+    http: HttpGrader | None = None
+    """http asks a web service of yours."""
     weighted: Weighted | None = None
     """weighted is a weighted mean of other graders."""
 
@@ -247,6 +295,35 @@ class Grader(Model):
         values: list[Any] = [value for name, value in self if name != "name" and value is not None]
         settings: Model = values[0]
         return settings
+
+
+class Endpoint(Model):
+    """Endpoint is a server that graders of the kinds `judge` and `http` call. Prompts and answers leave the pod for
+    it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel_rules(
+            (
+                "!self.uri.contains('/../') && !self.uri.endsWith('/..') && bytes(self.uri).size() <= 512",
+                "uri must not contain '..' and must not be longer than 512 bytes",
+            ),
+            (
+                "!self.uri.matches('^https?://(169[.]254[.]|0[.]0[.]0[.]0|[[]fe80:|[[]::[]])')",
+                "uri must not be a link-local or unspecified address",
+            ),
+        )
+    )
+
+    name: EndpointName
+    """name is the name that graders refer to."""
+    uri: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#@\\]+$", max_length=512)]
+    """uri is the URL of the server, without credentials, such as `http://vllm.judges:8000/v1`."""
+    timeout_seconds: int = Field(default=30, ge=1, le=600)
+    """timeoutSeconds is the time after which a call fails. Defaults to 30."""
+    concurrency: int = Field(default=4, ge=1, le=32)
+    """concurrency is the maximum number of calls at the same time. Defaults to 4."""
+    max_calls: int = Field(default=10_000, ge=1, le=10_000_000)
+    """maxCalls is the budget of calls of a run, with retries. Answers beyond it get no score. Defaults to 10000."""
 
 
 def is_grader_name(name: str) -> bool:
@@ -263,6 +340,8 @@ def list_item_fields(graders: list[Grader]) -> list[str]:
     """Return the columns of the data that the graders read, sorted: `x` of `{{item.x}}` and `{{item.x.y}}`."""
     fields: set[str] = set()
     for grader in graders:
+        if grader.http:
+            fields.update(grader.http.item_fields)
         for _, value in grader.settings:
             if isinstance(value, str) and value.startswith("{{") and value.strip("{} ").startswith("item."):
                 fields.add(value.strip("{} ").split(".")[1])

@@ -11,7 +11,7 @@ from finetune_trainer.evaluation.answers import BASE, TUNED, RowAnswers
 from finetune_trainer.evaluation.row_scores import Scores
 from finetune_trainer.graders.base import Grade, GradedAnswer
 from finetune_trainer.graders.suite import GraderSuite
-from finetune_trainer.records.evaluation import ConfusionMatrix, Measure
+from finetune_trainer.records.evaluation import ConfusionMatrix, EndpointRecord, Measure
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class AnswerScorer:
         """Return the scores of each row by metric, by the name of the model. A score that a grader did not give is
         absent."""
         return {model: self._score_rows(answers, model) for model in answers.by_model}
+
+    def describe_endpoints(self) -> list[EndpointRecord]:
+        """Return what was sent to each endpoint."""
+        return [
+            EndpointRecord(name=name, host=client.host, **vars(client.use))
+            for name, client in self.graders.clients.items()
+        ]
 
     def _measure_task(self, answers: RowAnswers, baseline: str) -> tuple[list[Measure], ConfusionMatrix | None]:
         task = self.config.evaluation.task

@@ -64,6 +64,11 @@ class RowAnswers(PromptAnswers):
     grades_by_model: dict[str, dict[str, list[Grade]]] = field(default_factory=dict)
     """The grades of the answers by the name of the model and of the grader."""
 
+    def list_endpoints(self, index: int) -> list[str]:
+        """Return the names of the endpoints that a row and its answers were sent to."""
+        grades = (grades[index] for by_name in self.grades_by_model.values() for grades in by_name.values())
+        return sorted({grade.sent_to for grade in grades} - {""})
+
     @classmethod
     def from_rows(cls, rows: Sequence[EvaluationRow], frame: TemplateFrame, config: TrainerConfig) -> RowAnswers:
         """Return the prompts of the rows, with a maximum length that allows for the longest answer of the data."""

@@ -12,7 +12,7 @@ from finetune_trainer.data.row_archive import ArchivedRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.prompts import select_row_numbers
 from finetune_trainer.graders.base import Grade, GradedAnswer
-from finetune_trainer.graders.suite import GraderSuite
+from finetune_trainer.graders.suite import GraderSuite, select_local
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +47,8 @@ def preview_data_answers(config: TrainerConfig, prepared: PreparedData) -> list[
     Raises `CONFIG_INVALID` for an invalid pattern or schema.
     """
     splits = {"validation": prepared.validation_texts, "test": prepared.test_texts}
-    with GraderSuite(config.evaluation.graders) as suite:
+    # Without those that call endpoints: nothing leaves the machine before the evaluation.
+    with GraderSuite(select_local(config.evaluation.graders)) as suite:
         return [
             preview
             for split, texts in splits.items()

@@ -141,7 +141,8 @@ def evaluate(inputs: EvaluationInput, progress: ProgressReporter) -> EvaluationR
 
     Raises `GRADER_FAILED` if a grader leaves too many answers without a score.
     """
-    with GraderSuite(inputs.config.evaluation.graders) as graders:
+    settings = inputs.config.evaluation
+    with GraderSuite(settings.graders, settings.endpoints, progress.heartbeat) as graders:
         results = EvaluationResults(AnswerScorer(inputs.config, graders))
         _measure(inputs, results, progress.heartbeat)
         return _build_report(inputs, results)
@@ -355,6 +356,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         gate=gate.check_gate(settings.gate, gated_measures),
         examples=list(inputs.prepared.rejected_examples),
         unused_columns=dict(inputs.prepared.unused_columns),
+        endpoints=results.scorer.describe_endpoints(),
         lengths=list(inputs.prepared.length_histogram),
         energy=train_result.energy,
         preflight=list(train_result.preflight),

@@ -31,6 +31,8 @@ class Grade:
     """From 0 to 1. None: the grader could not score the answer, which does not count as 0."""
     problem: str = ""
     """Why there is no score, or why it is 0, as a clause: `item.total is not a number`."""
+    sent_to: str = ""
+    """Name of the endpoint that the answer was sent to, if it left the pod."""
 
 
 class DataProblem(Exception):

@@ -8,7 +8,10 @@ from typing import Any, Self
 
 from finetune_trainer import contract
 from finetune_trainer.graders.base import Grade, GradedAnswer, Grader
+from finetune_trainer.graders.endpoint import EndpointClient
+from finetune_trainer.graders.http_service import HttpServiceGrader
 from finetune_trainer.graders.json_schema import JsonSchemaGrader
+from finetune_trainer.graders.judge import JudgeGrader
 from finetune_trainer.graders.length import LengthGrader
 from finetune_trainer.graders.math_answer import MathGrader
 from finetune_trainer.graders.numeric import NumericGrader
@@ -29,17 +32,40 @@ _BUILDERS: Mapping[type[contract.Model], Callable[[str, Any], Grader]] = {
 """The grader of each kind, which takes the name and the settings."""
 
 
+def select_local(graders: Sequence[contract.Grader]) -> list[contract.Grader]:
+    """Return the graders that call no endpoint."""
+    remote = {grader.name for grader in graders if grader.judge or grader.http}
+    return [
+        grader
+        for grader in graders
+        if grader.name not in remote
+        and not (grader.weighted and any(term.grader in remote for term in grader.weighted.terms))
+    ]
+
+
 class GraderSuite:
     """Scores answers by several graders. Weighted means follow from the grades of the others."""
 
-    def __init__(self, graders: Sequence[contract.Grader]) -> None:
-        """Build the graders. Raises `CONFIG_INVALID` for an invalid pattern or schema."""
-        self._graders = {
-            grader.name: _BUILDERS[type(grader.settings)](grader.name, grader.settings)
-            for grader in graders
-            if grader.weighted is None
-        }
+    def __init__(
+        self,
+        graders: Sequence[contract.Grader],
+        endpoints: Sequence[contract.Endpoint] = (),
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Build the graders. `heartbeat` is called while endpoints are called.
+
+        Raises `CONFIG_INVALID` for an invalid pattern or schema, and `AUTH_FAILED` for an invalid key of an endpoint.
+        """
+        self.clients = {endpoint.name: EndpointClient(endpoint, heartbeat) for endpoint in endpoints}
+        self._graders = {grader.name: self._build_grader(grader) for grader in graders if grader.weighted is None}
         self._settings = list(graders)
+
+    def _build_grader(self, grader: contract.Grader) -> Grader:
+        if grader.judge:
+            return JudgeGrader(grader.judge, self.clients[grader.judge.endpoint])
+        if grader.http:
+            return HttpServiceGrader(grader.http, self.clients[grader.http.endpoint])
+        return _BUILDERS[type(grader.settings)](grader.name, grader.settings)
 
     def __enter__(self) -> Self:
         return self

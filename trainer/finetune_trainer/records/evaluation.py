@@ -106,6 +106,8 @@ class RowScores(Model):
     """Answers by model: `base`, `tuned` and the names of `evaluation.baselines`."""
     scores: dict[str, dict[str, float]]
     """Scores of the row by model and metric. A metric of all rows together, such as `macroF1`, has none."""
+    sent_to: list[str] = Field(default=[])
+    """Names of the `evaluation.endpoints` that the row and its answers were sent to."""
 
 
 class ConfusionMatrix(Model):
@@ -252,6 +254,17 @@ class PreflightFinding(Model):
     """Number that it is compared with, or the limit."""
 
 
+class EndpointRecord(Model):
+    """What the run has sent to one of `evaluation.endpoints`."""
+
+    name: str
+    host: str
+    calls: int
+    failures: int
+    cached: int
+    """Requests that were not sent, because an equal one was answered before."""
+
+
 class EvaluationReport(Model):
     """All evaluation results of a run. `missing` lists what could not be computed, and why."""
 
@@ -277,6 +290,8 @@ class EvaluationReport(Model):
     """Number of rows by the name of a filled column that no part of the training uses."""
     max_new_tokens: int | None = None
     """Maximum length of the generated answers to validation rows, in tokens."""
+    endpoints: list[EndpointRecord] = Field(default=[])
+    """The endpoints that rows and answers were sent to. `evaluation.jsonl` says which rows."""
     lengths: list[LengthBin] = Field(default=[])
     energy: EnergyUse = EnergyUse()
     preflight: list[PreflightFinding] = Field(default=[])
