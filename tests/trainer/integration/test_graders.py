@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.trainer.judge_server import JudgeServer, Reply, build_judge_reply, serve_replies
 from tests.support.trainer.trainer_process import TrainerRun, make_run_factory
 
 from finetune_trainer.contract import Reason
@@ -128,3 +129,30 @@ def test_grade_command_prints_means_and_scores(tmp_path: Path, pods: Callable[..
     wrong = grade(answers)
     assert wrong.returncode == 42
     assert wrong.stderr.startswith(f"DataInvalid: {answers} line 2: answer: ")
+
+
+def test_run_whose_judge_fails_keeps_its_checkpoint_for_the_next_attempt(
+    pods: Callable[..., TrainerRun], s3: S3Server, forks: ForkServer
+) -> None:
+    judge = {"name": "quality", "judge": {"endpoint": "judges", "model": "m", "instructions": "Is it right?"}}
+    job = pods("judged", ROWS, graders=[judge])
+
+    def use_endpoint(server: JudgeServer) -> None:
+        job.changes["evaluation"]["endpoints"] = [{"name": "judges", "uri": server.uri}]
+
+    with serve_replies(lambda _: Reply(503)) as server:
+        use_endpoint(server)
+        assert forks.run(job, maxSteps=12) is Reason.GRADER_FAILED, job.log
+    assert "endpoint judges failed 10 times in a row" in job.outcome.message or "status 503" in job.outcome.message
+    assert f"{job.output}/manifest.json".removeprefix("s3://results/") not in s3.list_keys("s3://results/")
+
+    with serve_replies(lambda _: build_judge_reply('{"score": 5}')) as server:
+        use_endpoint(server)
+        assert forks.run(job, maxSteps=12) is Reason.COMPLETED, job.log
+    assert "step 1/12" not in job.log  # the training was resumed
+    assert job.read_metrics()["quality"] == 0.5
+    evaluation = json.loads(s3.get(f"{job.output}/evaluation.json"))
+    endpoint = evaluation["endpoints"][0]
+    assert (endpoint["name"], endpoint["host"], endpoint["failures"]) == ("judges", "127.0.0.1", 0)
+    rows = [json.loads(line) for line in s3.get(f"{job.output}/evaluation.jsonl").decode().splitlines()]
+    assert all(row["sentTo"] == ["judges"] for row in rows)

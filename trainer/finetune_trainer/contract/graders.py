@@ -308,7 +308,8 @@ class Endpoint(Model):
                 "uri must not contain '..' and must not be longer than 512 bytes",
             ),
             (
-                "!self.uri.matches('^https?://(169[.]254[.]|0[.]0[.]0[.]0|[[]fe80:|[[]::[]])')",
+                "!self.uri.matches('^https?://(169[.]254[.]|0[.]0[.]0[.]0)') && !self.uri.contains('://[fe80:') "
+                "&& !self.uri.contains('://[::]')",
                 "uri must not be a link-local or unspecified address",
             ),
         )
