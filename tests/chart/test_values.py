@@ -58,6 +58,7 @@ WRONG_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "bound as a string": ({"bounds": {"allowedImages": "a"}}, "allowedImages"),
     "image of any registry": ({"bounds": {"allowedImages": ["registry*/a"]}}, "allowedImages"),
     "tracker of any host": ({"bounds": {"allowedTrackers": ["https://mlflow.example*"]}}, "allowedTrackers"),
+    "judge of any host": ({"bounds": {"allowedGraderEndpoints": ["https://judge.example*"]}}, "allowedGrader"),
     "endpoint of any host": ({"bounds": {"allowedStorageEndpoints": ["https://s3.example*"]}}, "allowedStorage"),
     "less than no GPUs": ({"bounds": {"maxGPUs": -1}}, "maxGPUs"),
     "misspelled default": ({"defaults": {"storage": {"endpoints": "x"}}}, "endpoints"),

@@ -173,15 +173,19 @@ def _build_access_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
 
 
 def _build_endpoint_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:
-    """Return the mount of the Secret of each of `evaluation.endpoints` that has one."""
-    return [
-        (
-            _build_read_only_mount(f"endpoint-{number}", f"{ENDPOINTS_DIR}/{endpoint.name}"),
-            _build_secret_source(endpoint.credentials_secret_ref.name, contract.ENDPOINT_KEY),
-        )
-        for number, endpoint in enumerate(spec.evaluation.endpoints)
+    """Return the mount of the Secrets of `evaluation.endpoints`: a folder for each endpoint that has one."""
+    sources = [
+        {
+            "secret": {
+                "name": endpoint.credentials_secret_ref.name,
+                "items": [{"key": contract.ENDPOINT_KEY, "path": f"{endpoint.name}/{contract.ENDPOINT_KEY}"}],
+            }
+        }
+        for endpoint in spec.evaluation.endpoints
         if endpoint.credentials_secret_ref
     ]
+    source: Body = {"projected": {"sources": sources, "defaultMode": _FILE_MODE}}
+    return [(_build_read_only_mount("endpoints", ENDPOINTS_DIR), source)] if sources else []
 
 
 def _build_claim_mounts(spec: RunSpec) -> list[tuple[Body, Body]]:

@@ -95,6 +95,21 @@ CASES = {
     "tracker TensorBoard without server": LimitCase(
         {"tracking": {"tool": "tensorboard"}}, {"allowedTrackers": ["https://mlflow.example"]}, None
     ),
+    "endpoint of a grader": LimitCase(
+        {"evaluation": {"endpoints": [{"name": "a", "uri": "https://evil.example/v1"}]}},
+        {"allowedGraderEndpoints": ["http://vllm.judges:8000"]},
+        "spec.evaluation.endpoints[0].uri: https://evil.example is not allowed; allowed: http://vllm.judges:8000.",
+    ),
+    "endpoint of a grader in other spelling": LimitCase(
+        {"evaluation": {"endpoints": [{"name": "a", "uri": "http://VLLM.judges:8000/v1/"}]}},
+        {"allowedGraderEndpoints": ["http://vllm.judges:8000"]},
+        None,
+    ),
+    "Secret for an endpoint of a grader": LimitCase(
+        {"evaluation": {"endpoints": [{"name": "a", "uri": "http://a", "credentialsSecretRef": {"name": "db"}}]}},
+        {"allowedSecrets": ["finetune-*"], "allowedGraderEndpoints": ["http://a"]},
+        "spec.evaluation.endpoints[0].credentialsSecretRef.name: db is not allowed; allowed: finetune-*.",
+    ),
     "Secret for signing": LimitCase(
         {"output": {"signing": {"keySecretRef": {"name": "db"}}}},
         {"allowedSecrets": ["finetune-*"]},

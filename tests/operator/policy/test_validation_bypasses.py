@@ -53,6 +53,15 @@ CASES = {
         {**SECRETS, "allowedTrackers": ["https://evil.example"]},
         None,
     ),
+    "Secret for user's judge": LimitCase(
+        {"evaluation": {"endpoints": [{"name": "a", "uri": "https://evil.example/v1", **SECRET}]}},
+        SECRETS,
+        "spec.evaluation.endpoints[0].uri: https://evil.example is not allowed with credentialsSecretRef; an "
+        "administrator can allow it in bounds.allowedGraderEndpoints.",
+    ),
+    "judge without Secret": LimitCase(
+        {"evaluation": {"endpoints": [{"name": "a", "uri": "https://evil.example/v1"}]}}, SECRETS, None
+    ),
     "claim to write to, reading limited by models": LimitCase(
         {"compute": {"modelCacheClaimName": "database"}}, {"allowedModels": ["hf://**", "pvc://models/**"]}, NO_CACHE
     ),

@@ -277,6 +277,24 @@ def test_job_tracking_secret_is_mounted_and_uri_is_in_config(build: type[Builder
     assert "FINETUNE_TRACKING_CREDENTIALS_DIR" not in _get_environment(_build_job(build, {"tracking": tracking}))
 
 
+def test_job_secrets_of_endpoints_are_mounted_by_name_and_not_in_the_config(build: type[Builders]) -> None:
+    secret = {"credentialsSecretRef": {"name": "judge-key"}}
+    endpoints = [{"name": "open", "uri": "http://a"}, {"name": "judges", "uri": "http://judges:8000/v1", **secret}]
+    job = _build_job(build, {"evaluation": {"endpoints": endpoints}})
+    environment = _get_environment(job)
+    config = TrainerConfig.model_validate_json(environment["FINETUNE_CONFIG"])
+    assert [endpoint.name for endpoint in config.evaluation.endpoints] == ["open", "judges"]
+    assert "judge-key" not in environment["FINETUNE_CONFIG"]
+    folder = environment["FINETUNE_ENDPOINT_CREDENTIALS_DIR"]
+    assert {"name": "endpoints", "mountPath": folder, "readOnly": True} in _get_container(job)["volumeMounts"]
+    volume = next(each for each in _get_pod_spec(job)["volumes"] if each["name"] == "endpoints")
+    items = [{"key": "api-key", "path": "judges/api-key"}]
+    assert volume["projected"]["sources"] == [{"secret": {"name": "judge-key", "items": items}}]
+    del endpoints[1]["credentialsSecretRef"]
+    environment = _get_environment(_build_job(build, {"evaluation": {"endpoints": endpoints}}))
+    assert "FINETUNE_ENDPOINT_CREDENTIALS_DIR" not in environment
+
+
 def test_job_scratch_with_storage_class_is_ephemeral_volume(build: type[Builders]) -> None:
     job = _build_job(build, {"compute": {"scratch": {"size": "1Ti", "storageClassName": "fast"}}})
     claim = _get_pod_spec(job)["volumes"][0]["ephemeral"]["volumeClaimTemplate"]["spec"]

@@ -96,6 +96,28 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "gate": [{"metric": "all", "minimum": 0.5}, {"metric": "label", "minImprovement": 0}],
         },
     },
+    "judges and services": {
+        **VALIDATION_SPLIT,
+        "spec.evaluation": {
+            "graders": [
+                {
+                    "name": "quality",
+                    "judge": {
+                        "endpoint": "judges", "model": "org/model", "instructions": "Is it right?\n", "minimum": 1,
+                        "maximum": 5, "maxTokens": 64,
+                    },
+                },
+                {"name": "mine", "http": {"endpoint": "b", "itemFields": ["label"]}},
+            ],
+            "endpoints": [
+                {
+                    "name": "judges", "uri": "http://vllm.judges:8000/v1", "credentialsSecretRef": {"name": "key"},
+                    "timeoutSeconds": 5, "concurrency": 8, "maxCalls": 100,
+                },
+                {"name": "b", "uri": "https://[2001:db8::1]/grade"},
+            ],
+        },
+    },
     "checkpoints": {"spec.training.checkpoints": {"everySteps": 50, "keep": 3}, "spec.training.stallSeconds": 600},
     "steps": {"spec.training": {"maxSteps": 1}},
     "part of an epoch": {"spec.training.epochs": 0.25},

@@ -17,6 +17,8 @@ from tests.support.cluster.manifests import (
 TEST_DATA = {"sources": [{"uri": "s3://data/test.jsonl"}]}
 
 GRADER = {"name": "label", "stringCheck": {"reference": "{{item.label}}"}}
+SERVER = {"name": "judges", "uri": "http://judges/v1"}
+JUDGE: dict[str, Any] = {"name": "a", "judge": {"endpoint": "judges", "model": "m", "instructions": "Right?"}}
 
 # name: (changes to the valid manifest, field in the error, text in the error)
 INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -172,6 +174,27 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "two graders of one name": (
         {**VALIDATION_SPLIT, "spec.evaluation.graders": [GRADER, GRADER]}, "spec.evaluation.graders[1]", "Duplicate",
+    ),
+    "a judge at no endpoint": (
+        {**VALIDATION_SPLIT, "spec.evaluation.graders": [JUDGE]}, "spec.evaluation", "must be the name of one of",
+    ),
+    "a judge whose best number is the worst": (
+        {**VALIDATION_SPLIT, "spec.evaluation": {
+            "graders": [{"name": "a", "judge": {**JUDGE["judge"], "minimum": 1, "maximum": 1}}], "endpoints": [SERVER],
+        }},
+        "spec.evaluation.graders[0].judge", "minimum must be less than maximum",
+    ),
+    "an endpoint with credentials in its URL": (
+        {"spec.evaluation.endpoints": [{"name": "a", "uri": "http://user:key@judges/v1"}]},
+        "spec.evaluation.endpoints[0].uri", "should match",
+    ),
+    "an endpoint at a metadata service": (
+        {"spec.evaluation.endpoints": [{"name": "a", "uri": "http://169.254.169.254/latest"}]},
+        "spec.evaluation.endpoints[0]", "must not be a link-local",
+    ),
+    "an endpoint above its path": (
+        {"spec.evaluation.endpoints": [{"name": "a", "uri": "http://judges/v1/../admin"}]},
+        "spec.evaluation.endpoints[0]", "must not contain '..'",
     ),
     "an unknown task": ({"spec.evaluation.task": "poetry"}, "spec.evaluation.task", "Unsupported value"),
     "a gate with nothing to measure on": (
