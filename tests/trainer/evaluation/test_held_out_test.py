@@ -122,12 +122,12 @@ def test_test_rows_change_no_other_result(run: RunTraining) -> None:
 
 
 def test_test_answers_that_fail_leave_the_loss(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import held_out_test
+    from finetune_trainer.evaluation import answer_scoring
 
     def broken(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(held_out_test.task_metrics, "measure_task", broken)
+    monkeypatch.setattr(answer_scoring.task_metrics, "measure_task", broken)
     evaluation = {
         "task": "classification",
         "maxNewTokens": 4,

@@ -62,7 +62,7 @@ def test_build_row_scores_without_a_task_has_the_losses_of_all_rows() -> None:
     from finetune_trainer.evaluation.row_scores import build_row_scores
 
     digests = make_digests(3)
-    rows = build_row_scores(None, None, make_losses(3), digests)
+    rows = build_row_scores(None, {}, make_losses(3), digests)
     assert [row.row for row in rows] == list(iterate_digests(digests))
     assert rows[1].to_json() == {
         "row": rows[1].row,
@@ -86,7 +86,8 @@ def test_build_row_scores_of_many_rows_are_evenly_spaced_and_have_all_answers(mo
         rows=[EvaluationRow(number, names[number], (), [1], 1, "yes") for number in (1, 4)],
         by_model={"tuned": [answer, answer]},
     )
-    rows = row_scores.build_row_scores("generation", answers, make_losses(9), digests)
+    scores = {"tuned": row_scores.score_rows("generation", answers.references, answers.list_texts("tuned"))}
+    rows = row_scores.build_row_scores(answers, scores, make_losses(9), digests)
     assert [row.row for row in rows] == [names[number] for number in (0, 1, 4, 8)]
     assert [row.reference for row in rows] == ["", "yes", "yes", ""]
     assert rows[1].answers == {"tuned": answer}
@@ -97,7 +98,7 @@ def test_build_row_scores_of_many_rows_are_evenly_spaced_and_have_all_answers(mo
         "lossTokens": 2,
     }
     assert rows[1].scores["base"] == {"lossSum": 2, "lossTokens": 2}
-    assert row_scores.build_row_scores("generation", answers, None, digests)[0].scores["tuned"].keys() == {
+    assert row_scores.build_row_scores(answers, scores, None, digests)[0].scores["tuned"].keys() == {
         "exactMatch",
         "chrf",
     }

@@ -200,12 +200,12 @@ def test_evaluate_preference_methods_use_own_loss(run: RunTraining, method: str)
 
 
 def test_evaluate_failed_part_is_named_others_remain(run: RunTraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.evaluation import runner
+    from finetune_trainer.evaluation import answer_scoring
 
     def broken(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(runner.task_metrics, "measure_task", broken)
+    monkeypatch.setattr(answer_scoring.task_metrics, "measure_task", broken)
     gate = [{"metric": "accuracy", "minimum": 0.5}]
     report = train_and_evaluate(run, evaluation={"task": "classification", "maxNewTokens": 4, "gate": gate})
     assert report.missing[-1] == "answers for classification: RuntimeError: no such kernel"

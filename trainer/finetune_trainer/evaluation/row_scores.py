@@ -70,7 +70,7 @@ def _build_answered_rows(answers: RowAnswers, scores: Mapping[str, Sequence[Scor
             reference=redact_pii(row.reference, PII_KINDS),
             answers=answers.get_redacted(index),
             scores={model: scores[model][index] for model in scores},
-            sent_to=answers.list_endpoints(index),
+            sent_to=answers.list_endpoints(index) or None,
         )
         for index, row in enumerate(answers.rows)
     }

@@ -106,8 +106,8 @@ class RowScores(Model):
     """Answers by model: `base`, `tuned` and the names of `evaluation.baselines`."""
     scores: dict[str, dict[str, float]]
     """Scores of the row by model and metric. A metric of all rows together, such as `macroF1`, has none."""
-    sent_to: list[str] = Field(default=[])
-    """Names of the `evaluation.endpoints` that the row and its answers were sent to."""
+    sent_to: list[str] | None = None
+    """Names of the `evaluation.endpoints` that the row and its answers were sent to, if there are any."""
 
 
 class ConfusionMatrix(Model):
