@@ -364,6 +364,9 @@ def export_adapter(
 def _collect_curves(result: TrainResult) -> tensorboard_files.Curves:
     """Return the metrics over the steps of the training, by name."""
     curves = {"loss": list(result.losses), "learningRate": list(result.learning_rates)}
+    if result.rewards:
+        curves["reward"] = [(point.step, point.reward) for point in result.rewards]
+        curves["answerTokens"] = [(point.step, point.answer_tokens) for point in result.rewards]
     for eval_result in result.eval_results:
         for name, value in eval_result.metrics.items():
             curves.setdefault(name, []).append((eval_result.step, value))

@@ -188,8 +188,15 @@ RUN_RULES = (
         "compute.sharding full needs training.kernels standard",
     ),
     (
-        "self.compute.sharding == 'none' || self.training.method != 'kto'",
+        "self.compute.sharding == 'none' || self.training.method in ['sft', 'dpo']",
         "compute.sharding full needs training.method sft or dpo",
+    ),
+    (
+        "!(self.training.method in ['grpo', 'rloo']) || self.training.batchSize * self.training.gradientAccumulation"
+        " * self.compute.nodes * (self.compute.gpusPerNode > 0 ? self.compute.gpusPerNode : 1)"
+        " % (has(self.training.rollout) ? self.training.rollout.generations : 8) == 0",
+        "training.batchSize x gradientAccumulation x compute.nodes x compute.gpusPerNode must be a multiple of "
+        "training.rollout.generations",
     ),
     (
         "self.compute.sharding == 'none' || self.model.quantization == 'none'",

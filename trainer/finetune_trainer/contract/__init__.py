@@ -156,10 +156,13 @@ from finetune_trainer.contract.task import (
 from finetune_trainer.contract.tracking import TRACKING_RULES, Tracking
 from finetune_trainer.contract.training import (
     METRICS_BY_METHOD,
+    POLICY_METHODS,
     Checkpoints,
     CrossValidation,
     EarlyStopping,
     Lora,
+    Reward,
+    Rollout,
     Training,
 )
 
@@ -197,6 +200,7 @@ __all__ = [
     "OUTCOME_PATH_ENV",
     "OUTPUT_WAIT_SECONDS",
     "PARAMETER_PATHS",
+    "POLICY_METHODS",
     "PROCESSES_ENV",
     "PROGRESS_PORT",
     "QUANTITY_PATTERN",
@@ -271,6 +275,8 @@ __all__ = [
     "Result",
     "ResultDigest",
     "ResultReference",
+    "Reward",
+    "Rollout",
     "RunHistoryRow",
     "ScheduleReport",
     "ScheduleReportTask",

@@ -208,12 +208,21 @@ def _drop_from_value(value: object, path: str) -> object:
 _HAS_HELD_OUT_ROWS = "(has(self.dataset.validation) || has(self.evaluation.test))"
 TRAINER_RULES = (
     (
-        "self.training.method == 'sft' || self.dataset.sources.all(each, each.format in ['auto', 'preference'])",
+        "!(self.training.method in ['dpo', 'kto']) "
+        "|| self.dataset.sources.all(each, each.format in ['auto', 'preference'])",
         "methods dpo and kto need preference data; set the format of all sources to preference or auto",
     ),
     (
-        "self.training.method != 'sft' || self.dataset.sources.all(each, each.format != 'preference')",
+        "self.training.method in ['dpo', 'kto'] || self.dataset.sources.all(each, each.format != 'preference')",
         "method sft cannot use format preference; use dpo or kto",
+    ),
+    (
+        "!(self.training.method in ['grpo', 'rloo']) || self.dataset.sources.all(each, each.format != 'text')",
+        "methods grpo and rloo need prompts; format text has none",
+    ),
+    (
+        "self.training.rewards.all(each, self.evaluation.graders.exists(grader, grader.name == each.grader))",
+        "training.rewards must be names of evaluation.graders",
     ),
     (
         "self.training.method == 'sft' || self.dataset.preparation.counterfactuals.size() == 0",
@@ -238,8 +247,9 @@ TRAINER_RULES = (
         "evaluation.task needs dataset.validation or evaluation.test, and method sft",
     ),
     (
-        f"self.evaluation.graders.size() == 0 || ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",
-        "evaluation.graders needs dataset.validation or evaluation.test, and method sft",
+        "self.evaluation.graders.size() == 0 || self.training.method in ['grpo', 'rloo'] "
+        f"|| ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",
+        "evaluation.graders needs method sft with dataset.validation or evaluation.test, or method grpo or rloo",
     ),
     (
         f"self.evaluation.baselines.size() == 0 || ({_HAS_HELD_OUT_ROWS} && self.training.method == 'sft')",

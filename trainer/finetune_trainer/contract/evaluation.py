@@ -154,7 +154,8 @@ class Evaluation(Model):
     )
     """graders say what a good answer is. Each scores the generated answers to the validation and test rows from 0 to 1;
     its mean is a metric of the grader's name, for the base model, the fine-tuned model and `baselines`. They need
-    `dataset.validation` or `evaluation.test`, and method sft. Defaults to none."""
+    method sft with `dataset.validation` or `evaluation.test`, or method grpo or rloo, whose `training.rewards` name
+    them. Defaults to none."""
     endpoints: Sequence[Endpoint] = Field(
         default=[],
         max_length=4,

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"  # GPU or host memory is too small
     DISK_FULL = "DiskFull"  # scratch is too small
     NON_FINITE_LOSS = "NonFiniteLoss"  # the loss became NaN or infinite
+    NO_LEARNING_SIGNAL = "NoLearningSignal"  # nearly all answers to a prompt have equal rewards
     TRAINING_STALLED = "TrainingStalled"  # no progress for training.stallSeconds
     PREEMPTED = "Preempted"  # terminated by SIGTERM
     PEER_LOST = "PeerLost"  # another rank of the run ended or became unreachable
@@ -107,6 +108,15 @@ class Progress(Model):
     epoch: float | None = Field(default=None, ge=0)
     """epoch is the number of passes over the data done. With `training.crossValidation` it counts those of the current
     training."""
+    reward: float | None = None
+    """reward is the mean reward of the answers of the last step, with `grpo` and `rloo`."""
+    flat_groups: float | None = Field(default=None, ge=0, le=1)
+    """flatGroups is the fraction of the prompts of the last step whose answers all have the same reward, from which
+    nothing is learned."""
+    entropy: float | None = None
+    """entropy is the mean entropy of the tokens of the last step, in nats. Near 0, all answers are the same."""
+    answer_tokens: float | None = None
+    """answerTokens is the mean length of the answers of the last step, in tokens."""
     loss: float | None = None
     """loss is the mean training loss of the last logged step: per supervised token for `sft`, per row for `dpo` and
     `kto`."""

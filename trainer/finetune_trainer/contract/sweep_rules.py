@@ -17,13 +17,16 @@ _HAS_RANGE = " || ".join(
 _IS_MEASURED_BY_METHOD = " || ".join(
     f"(self.template.spec.training.method == '{method}' && self.objective.metric in {[*metrics]})"
     for method, metrics in METRICS_BY_METHOD.items()
+    if metrics
 )
 _IS_MEASURED_BY_TASK = " || ".join(
     f"(self.template.spec.evaluation.task == '{task}' && self.objective.metric in {[*metrics]})"
     for task, metrics in METRICS_BY_TASK.items()
 )
 _MEASURED_METRICS = "; ".join(
-    f"{name} has {', '.join(metrics)}" for name, metrics in (*METRICS_BY_METHOD.items(), *METRICS_BY_TASK.items())
+    f"{name} has {', '.join(metrics)}"
+    for name, metrics in (*METRICS_BY_METHOD.items(), *METRICS_BY_TASK.items())
+    if metrics
 )
 _VARIES_SCHEDULE = " || ".join(
     f"has(self.parameters.{name})" for name in _PARAMETERS if name not in COMPARABLE_PARAMETERS

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_trainer.contract.base import Model, ModuleName, cel_rules
+from finetune_trainer.contract.graders import GraderName
 
 # Types of the fields that a FineTuneSweep can set.
 LearningRate = Annotated[float, Field(gt=0, le=1)]
@@ -94,12 +95,43 @@ class CrossValidation(Model):
     sample standard deviation of the losses of the folds; `evaluation.gate` can use the first one."""
 
 
+class Rollout(Model):
+    """Rollout configures the answers that `grpo` and `rloo` generate and learn from."""
+
+    generations: int = Field(default=8, ge=2, le=64)
+    """generations is the number of answers to each prompt, which are compared with each other. The answers of a step,
+    `batchSize` x `gradientAccumulation` x the number of devices, must be a multiple of it. Defaults to 8."""
+    max_new_tokens: int = Field(default=256, ge=1, le=8192)
+    """maxNewTokens is the maximum length of an answer, in tokens. `model.maxLength` limits prompt and answer together.
+    Defaults to 256."""
+    temperature: float = Field(default=1, gt=0, le=2)
+    """temperature is the sampling temperature. Higher values give more different answers. Defaults to 1."""
+    beta: float | None = Field(default=None, ge=0, le=10)
+    """beta is the weight of the divergence from the reference model, which `training.reference` chooses. Higher values
+    keep the model closer to it; 0 uses no reference model, which is faster. If unset, it is 0 for `grpo` and 0.05 for
+    `rloo`."""
+
+
+class Reward(Model):
+    """Reward is a grader whose scores `grpo` and `rloo` raise."""
+
+    grader: GraderName
+    """grader is the name of one of `evaluation.graders`."""
+    weight: float = Field(default=1, gt=0, le=1000)
+    """weight is the factor of its score in the reward, which is the sum over all rewards. Defaults to 1."""
+
+
+POLICY_METHODS = ("grpo", "rloo")
+"""Methods that generate answers and learn from their rewards."""
 METRICS_BY_METHOD: dict[str, tuple[str, ...]] = {
     "sft": ("evalLoss", "perplexity"),
     "dpo": ("evalLoss", "evalRewardAccuracy"),
     "kto": ("evalLoss",),
+    "grpo": (),
+    "rloo": (),
 }
 """The metrics that every run with validation data has, by `training.method`."""
+_IS_POLICY_METHOD = "(self.method in ['grpo', 'rloo'])"
 
 
 class Training(Model):
@@ -147,13 +179,35 @@ class Training(Model):
                 "self.method != 'kto' || self.batchSize > 1",
                 "method kto needs a batchSize of at least 2, because it compares answers of a batch with each other",
             ),
+            (
+                f"{_IS_POLICY_METHOD} == (self.rewards.size() > 0)",
+                "methods grpo and rloo need rewards, the names of evaluation.graders; other methods have none",
+            ),
+            (f"!has(self.rollout) || {_IS_POLICY_METHOD}", "rollout applies to methods grpo and rloo only"),
+            ("!has(self.lossType) || self.method == 'grpo'", "lossType applies to method grpo only"),
+            (
+                f"!{_IS_POLICY_METHOD} || (!has(self.earlyStopping) && !has(self.crossValidation) "
+                "&& !has(self.evalSteps) && !has(self.globalBatchSize))",
+                "methods grpo and rloo have no loss on held-out rows and count answers, so earlyStopping, "
+                "crossValidation, evalSteps and globalBatchSize do not apply",
+            ),
+            (
+                f"!{_IS_POLICY_METHOD} || (self.backend != 'unsloth' && self.kernels == 'standard')",
+                "methods grpo and rloo need backend transformers or auto, and kernels standard",
+            ),
+            (
+                "self.rewards.all(each, self.rewards.exists_one(other, other.grader == each.grader))",
+                "rewards must name different graders",
+            ),
         )
     )
 
-    method: Literal["sft", "dpo", "kto"] = "sft"
+    method: Literal["sft", "dpo", "kto", "grpo", "rloo"] = "sft"
     """method is the training method. `sft`: supervised fine-tuning on answers. `dpo`: direct preference optimization on
     pairs of a chosen and a rejected answer. `kto`: Kahneman-Tversky optimization on answers that are each labeled as
-    desirable or undesirable. Defaults to sft."""
+    desirable or undesirable. `grpo`: group relative policy optimization on prompts: the model generates several answers
+    to each and learns from their `rewards`. `rloo`: the same with the REINFORCE leave-one-out estimator. Defaults to
+    sft."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     """backend is the training library. `transformers`: transformers with PEFT. `unsloth`: Unsloth's optimized kernels,
     in a single process, without `lora.targetParameters` and `lora.trainableTokens`, and int8 only on a GPU; not for
@@ -227,9 +281,19 @@ class Training(Model):
     """beta sets for `dpo` and `kto` how close the fine-tuned model stays to the reference model. Higher values keep it
     closer. Defaults to 0.1."""
     reference: Literal["initial", "base"] = "initial"
-    """reference is the model that `dpo` and `kto` stay close to. `initial`: the model that the training starts from,
-    which includes the adapter at `model.adapterURI`, if it is set. `base`: the base model without an adapter. It has no
-    effect with `sft`. Defaults to initial."""
+    """reference is the model that `dpo`, `kto` and, with `rollout.beta`, `grpo` and `rloo` stay close to. `initial`:
+    the model that the training starts from, which includes the adapter at `model.adapterURI`, if it is set. `base`: the
+    base model without an adapter. It has no effect with `sft`. Defaults to initial."""
+    loss_type: Literal["dapo", "grpo", "drGrpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] | None = None
+    """lossType is the loss of `grpo`, as in TRL. `dapo` averages over the tokens of all answers of a step, `grpo` over
+    the answers, which prefers short right and long wrong answers, `drGrpo` divides by a constant, and `bnpo` averages
+    over the tokens of a batch. `cispo`, `sapo`, `luspo` and `vespo` clip or weight the ratio of the policies
+    differently. If unset, `dapo` is used."""
+    rollout: Rollout | None = None
+    """rollout configures the answers that `grpo` and `rloo` generate. If unset, its defaults are used."""
+    rewards: list[Reward] = Field(default=[], max_length=8)
+    """rewards are the graders whose scores `grpo` and `rloo` raise, with their weights. An answer that no grader can
+    score teaches nothing. Required for `grpo` and `rloo`, and refused for other methods. Defaults to none."""
     eval_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """evalSteps is the number of optimizer steps between evaluations on the validation data. If unset, the model is
     evaluated at the end of each epoch."""
@@ -252,6 +316,16 @@ class Training(Model):
     """stallSeconds is the number of seconds without progress, in a training step or in a stage before or after
     training, after which the attempt is aborted and retried. The thread stacks are written to the log. Defaults to
     1800."""
+
+    @property
+    def is_policy_method(self) -> bool:
+        """Whether the method generates answers and learns from their rewards."""
+        return self.method in POLICY_METHODS
+
+    @property
+    def effective_rollout(self) -> Rollout:
+        """`rollout`, or its defaults."""
+        return self.rollout or Rollout()
 
     @property
     def effective_batching(self) -> Literal["padded", "byLength", "paddingFree", "packed"]:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from finetune_trainer.data.answer_text import join_answer, parse_answer
 from finetune_trainer.data.row_texts import Turn, list_turns, serialize_canonical
-from finetune_trainer.data.row_types import Chat, Message, PromptCompletion, Row
+from finetune_trainer.data.row_types import NO_ANSWER, Chat, Message, PromptCompletion, Row
 
 _COLUMNS = {
     "digest": "string",
@@ -44,6 +44,11 @@ class ArchivedRow:
     """Index of the first token of the answer in the tokenized row."""
     item: Mapping[str, Any] = field(default_factory=dict)
     """The columns of the data that graders read, by name."""
+
+    @property
+    def reference(self) -> str | None:
+        """The answer of the data, or None if the row has none."""
+        return None if self.answer == NO_ANSWER else self.answer
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> ArchivedRow:

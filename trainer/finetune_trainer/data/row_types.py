@@ -32,6 +32,11 @@ ToolDefinition = dict[str, Any]
 """Definition of a function that the model may call: `{"type": "function", "function": {"name": …, …}}`."""
 
 
+NO_ANSWER = "[no answer]"
+"""Takes the place of the answer in rows for methods that generate answers, if the data has none. It is never trained
+on."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """A conversation as a list of turns."""

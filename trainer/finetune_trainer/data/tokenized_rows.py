@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract import Reason, TrainerConfig
 from finetune_trainer.data.loss_masking import TokenizedConversation
 from finetune_trainer.data.row_schema import RowSchema
 from finetune_trainer.data.row_types import Row
+from finetune_trainer.errors import TrainerError
 
 _FLUSH_TOKENS = 1 << 17
 """Approximate number of tokens per record batch."""
@@ -74,10 +75,17 @@ class LengthLimits:
 
     @classmethod
     def from_config(cls, config: TrainerConfig, max_positions: int | None) -> LengthLimits:
-        """Return the limits of a run whose model has `max_positions` positions."""
+        """Return the limits of a run whose model has `max_positions` positions. Methods that generate answers need room
+        for them. Raises `CONFIG_INVALID` if there is none for a prompt."""
         preparation, max_length = config.dataset.preparation, config.model.max_length
         max_tokens = max_length if max_positions is None else min(max_length, max_positions)
-        return cls(max_tokens, preparation.min_tokens, preparation.overlength, max_tokens < max_length)
+        is_set_by_model = max_tokens < max_length
+        if config.training.is_policy_method:
+            max_tokens -= config.training.effective_rollout.max_new_tokens
+        if max_tokens < 1:
+            message = "training.rollout.maxNewTokens leaves no token of model.maxLength for a prompt; lower it"
+            raise TrainerError(Reason.CONFIG_INVALID, message)
+        return cls(max_tokens, preparation.min_tokens, preparation.overlength, is_set_by_model)
 
     @property
     def explanation(self) -> str:

@@ -81,6 +81,6 @@ class AnswerScorer:
 
 def _list_graded_answers(answers: RowAnswers, model: str) -> Sequence[GradedAnswer]:
     return [
-        GradedAnswer(text, row.item, row.reference, row.turns)
+        GradedAnswer(text, row.item, row.reference or None, row.turns)
         for text, row in zip(answers.list_texts(model), answers.rows, strict=True)
     ]

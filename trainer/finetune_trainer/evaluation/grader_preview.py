@@ -47,6 +47,8 @@ def preview_data_answers(config: TrainerConfig, prepared: PreparedData) -> list[
     Raises `CONFIG_INVALID` for an invalid pattern or schema.
     """
     splits = {"validation": prepared.validation_texts, "test": prepared.test_texts}
+    if config.training.is_policy_method:
+        splits = {"training": prepared.texts, **splits}
     # Without those that call endpoints: nothing leaves the machine before the evaluation.
     with GraderSuite(select_local(config.evaluation.graders)) as suite:
         return [
@@ -77,7 +79,7 @@ def check_graders(config: TrainerConfig, prepared: PreparedData) -> None:
 
 def _list_data_answers(texts: datasets.Dataset, max_rows: int) -> list[GradedAnswer]:
     rows = [ArchivedRow.from_columns(texts[number]) for number in select_row_numbers(len(texts), max_rows)]
-    return [GradedAnswer(row.answer, row.item, row.answer, row.turns) for row in rows if row.turns]
+    return [GradedAnswer(row.reference or "", row.item, row.reference, row.turns) for row in rows if row.turns]
 
 
 def summarize_grades(name: str, grades: Sequence[Grade], split: str = "") -> GraderPreview:

@@ -59,6 +59,8 @@ def select_rows(
     `texts` has an `ArchivedRow` for each row of `rows`. Rows without a prompt are skipped, and so are those whose
     answer truncation has cut off.
     """
+    if "labels" not in rows.column_names:
+        return _select_prompts(rows, texts, max_rows), TemplateFrame()
     decoder, stop_texts = CompletionDecoder(tokenizer), _list_stop_texts(tokenizer)
     selected, rendered = [], []
     for number in select_row_numbers(len(rows), max_rows):
@@ -86,6 +88,19 @@ def select_rows(
             )
         )
     return selected, _find_frame(rendered)
+
+
+def _select_prompts(rows: datasets.Dataset, texts: datasets.Dataset, max_rows: int) -> list[EvaluationRow]:
+    """Return the rows of a method that generates answers: their answers in the data are not rendered."""
+    archived_rows = {
+        number: ArchivedRow.from_columns(texts[number]) for number in select_row_numbers(len(rows), max_rows)
+    }
+    return [
+        EvaluationRow(
+            number, row.digest, row.turns, rows[number]["prompt_ids"], 0, row.reference or "", row.reasoning, row.item
+        )
+        for number, row in archived_rows.items()
+    ]
 
 
 def list_references(texts: datasets.Dataset, max_rows: int) -> list[str]:

@@ -349,6 +349,7 @@ def _build_report(inputs: EvaluationInput, results: EvaluationResults) -> Evalua
         rows=_build_row_scores(inputs.prepared, results),
         training_losses=training_losses,
         validation_losses=downsample_points(validation_losses),
+        rewards=downsample_points(train_result.rewards, value="reward"),
         overfitting=verdict,
         forgetting=results.forgetting,
         bias=results.bias,

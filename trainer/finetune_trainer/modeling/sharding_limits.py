@@ -10,7 +10,7 @@ def list_unsupported_settings(config: TrainerConfig) -> list[str]:
     training, lora = config.training, config.training.lora
     unsupported = {
         "training.backend unsloth": training.backend == "unsloth",
-        "training.method kto": training.method == "kto",
+        f"training.method {training.method}": training.method not in ("sft", "dpo"),
         "training.kernels liger": training.kernels == "liger",
         f"model.quantization {config.model.quantization}": config.model.quantization != "none",
         "output.merged": config.output.merged,

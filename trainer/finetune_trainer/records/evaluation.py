@@ -127,6 +127,14 @@ class LossPoint(Model):
     loss: float
 
 
+class RewardPoint(Model):
+    """Mean reward and length of the answers that were generated in an optimizer step."""
+
+    step: int
+    reward: float
+    answer_tokens: float
+
+
 class OverfittingResult(Model):
     """Whether the model memorized the training data instead of generalizing from it."""
 
@@ -280,6 +288,8 @@ class EvaluationReport(Model):
     """What is known of each of `evaluation.baselines`, by name."""
     training_losses: list[LossPoint] = Field(default=[])
     validation_losses: list[LossPoint] = Field(default=[])
+    rewards: list[RewardPoint] = Field(default=[])
+    """Rewards over the training with `grpo` and `rloo`."""
     overfitting: OverfittingResult
     forgetting: ForgettingResult | None = None
     bias: BiasResult | None = None

@@ -52,6 +52,9 @@ def measure_lengths(rows: datasets.Dataset) -> Lengths:
     by_column: Lengths = np.concatenate([np.empty((len(names), 0), np.int64), *parts], axis=1).astype(np.int64)
     if "prompt_ids" in names:
         prompt = names.index("prompt_ids")
+        if len(names) == 1:
+            prompts: Lengths = by_column[prompt]
+            return prompts
         lengths: Lengths = by_column[prompt] + np.delete(by_column, prompt, axis=0).max(axis=0)
     else:
         lengths = by_column[names.index("input_ids")]

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from pydantic.alias_generators import to_camel
+
 from finetune_trainer.contract import Reason, Stage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.telemetry.progress import ProgressReporter
@@ -16,6 +18,13 @@ log = logging.getLogger(__name__)
 
 _LOG_INTERVAL_SECONDS = 10.0
 _LOG_INTERVAL_PERCENT = 5
+_REWARD_NAMES = {
+    "reward": "reward",
+    "flat_groups": "frac_reward_zero_std",
+    "entropy": "entropy",
+    "answer_tokens": "completions/mean_length",
+}
+"""TRL's names of what methods that generate answers log, by the field of `Progress`."""
 _MAX_NON_FINITE_STEPS = 3
 """Consecutive steps without a finite loss after which the run fails."""
 
@@ -34,6 +43,12 @@ class Step:
     def loss(self) -> float:
         """Mean loss per supervised token, or per row for preference methods."""
         return float(self.logs["loss"])
+
+    @property
+    def reward_fields(self) -> dict[str, float]:
+        """The fields of `Progress` about the answers that the step generated, by name."""
+        values = {field: self.logs.get(name) for field, name in _REWARD_NAMES.items()}
+        return {field: float(value) for field, value in values.items() if value is not None and math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -103,9 +118,11 @@ class TrainingMonitor:
             loss=step.loss if math.isfinite(step.loss) else None,
             tokens_per_second=round(pace[0], 1),
             estimated_remaining_seconds=round(pace[1]),
+            **step.reward_fields,
         )
         learning_rate = step.logs.get("learning_rate", math.nan)
-        step_metrics = {"loss": step.loss, "learningRate": learning_rate, "tokensPerSecond": pace[0]}
+        rewards = {to_camel(name): value for name, value in step.reward_fields.items()}
+        step_metrics = {"loss": step.loss, "learningRate": learning_rate, "tokensPerSecond": pace[0], **rewards}
         self.log_metrics(self.offset.steps_before + step.number, step_metrics)
         self._log_step(step, seconds, pace)
         self._check_finite(step)

@@ -47,6 +47,7 @@ def train_once(
         output.eval_results,
         energy=output.energy,
         learning_rates=output.learning_rates,
+        rewards=output.rewards,
         preflight=output.preflight,
         row_losses=output.row_losses,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding
+from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding, RewardPoint
 from finetune_trainer.telemetry.progress import ProgressReporter
 from finetune_trainer.training.early_stopping import EvalResult
 from finetune_trainer.training.monitor import MetricLogger, StepOffset, discard_metrics
@@ -77,6 +77,8 @@ class TrainResult:
     energy: EnergyUse = field(default_factory=EnergyUse)
     learning_rates: Sequence[tuple[int, float]] = ()
     """Optimizer step and learning rate."""
+    rewards: Sequence[RewardPoint] = ()
+    """Rewards of a method that generates answers."""
     preflight: Sequence[PreflightFinding] = ()
     """Results of the checks before the first step of this attempt."""
     row_losses: RowLossHistory = field(default_factory=RowLossHistory)

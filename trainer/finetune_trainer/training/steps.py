@@ -44,8 +44,31 @@ def count_optimizer_steps(training: Training, row_count: int, world_size: int = 
     """Return the optimizer steps of a training on `row_count` rows. The last step of an epoch may have fewer rows."""
     if training.max_steps is not None:
         return training.max_steps
+    if training.is_policy_method:
+        steps_per_epoch = row_count // count_prompts_per_step(training, world_size)
+        return math.ceil((training.epochs or 0) * max(steps_per_epoch, 1))
     batches = math.ceil(row_count / (training.batch_size * world_size))
     return math.ceil((training.epochs or 0) * max(math.ceil(batches / resolve_accumulation(training, world_size)), 1))
+
+
+def count_prompts_per_step(training: Training, world_size: int) -> int:
+    """Return the prompts of a step, whose answers are compared. Prompts that do not fill a step are left out of an
+    epoch.
+
+    Raises `CONFIG_INVALID` if the answers of a step are no multiple of `rollout.generations`.
+    """
+    answers, generations = (
+        training.batch_size * training.gradient_accumulation * world_size,
+        training.effective_rollout.generations,
+    )
+    if answers % generations:
+        message = (
+            f"a step has {answers} answers (training.batchSize {training.batch_size} x gradientAccumulation "
+            f"{training.gradient_accumulation} x {world_size} ranks), which is no multiple of "
+            f"training.rollout.generations {generations}; set gradientAccumulation or generations accordingly"
+        )
+        raise TrainerError(Reason.CONFIG_INVALID, message)
+    return answers // generations
 
 
 def count_steps_per_training(config: TrainerConfig, prepared: PreparedData, world_size: int) -> list[int]:

@@ -155,11 +155,15 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
             random_states.seed_rank(Path(checkpoint), self.args.seed)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        self.token_counter.add(inputs)
+        self.count_tokens(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args)
         if self._averages_gradients and self.accelerator.sync_gradients:
             average_gradients(self.model)
         return loss
+
+    def count_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count the tokens of a batch, before the model computes it."""
+        self.token_counter.add(inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step, then reset its loss. transformers subtracts the loss from itself, which keeps NaN forever after

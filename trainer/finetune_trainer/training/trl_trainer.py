@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding
+from finetune_trainer.records.evaluation import EnergyUse, PreflightFinding, RewardPoint
 from finetune_trainer.training.checkpoint_callback import CheckpointCallback
 from finetune_trainer.training.dropout import preserve_dropout_settings
 from finetune_trainer.training.early_stopping import EvalResult
@@ -39,6 +39,7 @@ class TrainOutput:
     """Optimizer step and loss."""
     learning_rates: list[tuple[int, float]]
     """Optimizer step and learning rate."""
+    rewards: list[RewardPoint]
     tokens: int
     """Trained tokens, without padding."""
     supervised_tokens: int
@@ -106,6 +107,7 @@ def _collect_output(
     return TrainOutput(
         losses=_read_log_history(trainer.state, "loss"),
         learning_rates=_read_log_history(trainer.state, "learning_rate"),
+        rewards=_read_rewards(trainer.state),
         tokens=token_counter.tokens,
         supervised_tokens=token_counter.supervised_tokens,
         elapsed_seconds=token_counter.elapsed_seconds,
@@ -116,6 +118,15 @@ def _collect_output(
         preflight=findings,
         held_out_loss=held_out_loss,
     )
+
+
+def _read_rewards(state: TrainerState) -> list[RewardPoint]:
+    """Return the rewards of a method that generates answers."""
+    return [
+        RewardPoint(step=entry["step"], reward=entry["reward"], answer_tokens=entry["completions/mean_length"])
+        for entry in state.log_history
+        if entry.get("reward") is not None
+    ]
 
 
 def _read_log_history(state: TrainerState, name: str) -> list[tuple[int, float]]:
@@ -176,7 +187,7 @@ def _add_callbacks(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MonitorCallback(monitor, trainer))
     eval_callback = None
-    if inputs.prepared.validation is not None:
+    if inputs.prepared.validation is not None and get_method(inputs.config).measures_loss:
         evaluator = HeldOutEvaluator(trainer, inputs, inputs.prepared.validation, monitor.progress.heartbeat)
         eval_callback = EvalCallback(evaluator, monitor, inputs.config.training)
         trainer.add_callback(eval_callback)

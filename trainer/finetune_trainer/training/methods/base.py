@@ -75,6 +75,8 @@ class TrainingMethod(RowSchema):
     extra_metrics: Mapping[str, str] = {}
     """Metrics that the training measures on the validation data besides `evalLoss`, where a higher value is better:
     the name in results, and TRL's name of the mean over a batch."""
+    measures_loss: bool = True
+    """Whether the loss of held-out rows is measured. Methods that generate answers have no such loss."""
     compares_rows: bool = False
     """Whether the loss of a row depends on the other rows of its batch."""
     forward_passes: int = 1
@@ -87,7 +89,8 @@ class TrainingMethod(RowSchema):
     @property
     def metrics(self) -> list[str]:
         """The metrics of the evaluation that every run of this method has."""
-        return ["evalLoss", *(["perplexity"] if self.uses_token_loss else []), *self.extra_metrics]
+        losses = ["evalLoss"] if self.measures_loss else []
+        return [*losses, *(["perplexity"] if self.uses_token_loss else []), *self.extra_metrics]
 
     def copies_adapter(self, _: TrainerConfig) -> bool:
         """Whether a frozen copy of the adapter that the training starts from is kept as the reference model."""

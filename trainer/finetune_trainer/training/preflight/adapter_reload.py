@@ -35,7 +35,7 @@ def check_adapter_reload(sample: Sample) -> PreflightFinding:
     """
     model = sample.trainer.model
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    with _randomize_weights(model), sample.translate_errors("loading"):
+    with randomize_weights(model), sample.translate_errors("loading"):
         lost = _reload_adapter(model, Path(sample.trainer.args.output_dir).parent)
     if collectives.all_reduce_any(bool(lost))[0]:
         raise _build_error(sample.model_class, lost, sorted(set(map(get_module_path, trained))))
@@ -57,14 +57,15 @@ def _reload_adapter(model: PeftModel, work_dir: Path) -> list[str]:
 
 
 @contextmanager
-def _randomize_weights(model: PeftModel) -> Iterator[None]:
-    """Replace the trained weights, of which a new adapter has zeros. Restore them and the active adapter afterwards."""
+def randomize_weights(model: PeftModel, scale: float = 1.0) -> Iterator[None]:
+    """Replace the trained weights, of which a new adapter has zeros, by random ones with this deviation. Restore them
+    and the active adapter afterwards."""
     is_trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     try:
         for name in weights:
             parameter = model.get_parameter(name)
-            parameter.data = torch.randn_like(parameter)
+            parameter.data = torch.randn_like(parameter) * scale
         yield
     finally:
         model.set_adapter("default")

@@ -20,6 +20,7 @@ from finetune_trainer.training.preflight.loss import LossCheck
 from finetune_trainer.training.preflight.packing import PackingCheck
 from finetune_trainer.training.preflight.preferences import PreferenceLossCheck
 from finetune_trainer.training.preflight.quantization import check_quantization_coverage
+from finetune_trainer.training.preflight.rollouts import check_rollouts
 from finetune_trainer.training.preflight.sample import Sample, build_sample, evaluation_mode
 from finetune_trainer.training.preflight.sizes import check_sizes
 from finetune_trainer.training.preflight.step import StepCheck
@@ -61,6 +62,9 @@ def _run_checks(
     yield from check_end_of_turn(inputs)
     yield from check_quantization_coverage(inputs)
     yield check_trained_adapter_keys(trainer)
+    if inputs.config.training.is_policy_method:
+        yield from check_rollouts(trainer, inputs)
+        return
     yield from _check_model(build_sample(trainer, inputs, heartbeat))
 
 
