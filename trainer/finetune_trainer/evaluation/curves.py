@@ -18,7 +18,7 @@ def downsample_points(points: Sequence[PointT], max_points: int = MAX_POINTS, va
     if len(points) <= max_points:
         return list(points)
     inner, stretch_count = points[1:-1], (max_points - 2) // 2
-    selected = [points[0]]
+    selected: list[PointT] = [points[0]]
     for index in range(stretch_count):
         stretch = inner[index * len(inner) // stretch_count : (index + 1) * len(inner) // stretch_count]
         extremes = {

@@ -63,9 +63,9 @@ def _build_signal_error(flat_share: float, rewards: Sequence[float]) -> TrainerE
     return TrainerError(
         Reason.NO_LEARNING_SIGNAL,
         f"{flat_share:.0%} of the prompts have answers with equal rewards, of which nothing is learned; the mean "
-        f"reward is {mean}. If it is near 0, the task is too hard for the model: train it with method sft first, use easier "
-        "prompts, or add a grader that scores parts of an answer. If it is near its maximum, use harder prompts. "
-        "Otherwise raise training.rollout.temperature or generations",
+        f"reward is {mean}. If it is near 0, the task is too hard for the model: train it with method sft first, use "
+        "easier prompts, or add a grader that scores parts of an answer. If it is near its maximum, use harder "
+        "prompts. Otherwise raise training.rollout.temperature or generations",
     )
 
 
