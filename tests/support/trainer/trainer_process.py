@@ -34,7 +34,7 @@ STEPS = 20
 BUILD_MODEL_SCRIPT = (
     "import sys, pathlib; from tests.support.trainer import tiny_model; tiny_model.build(pathlib.Path(sys.argv[1]))"
 )
-_STEP_LINE = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
+_STEP_LINE = re.compile(r"step (\d+)/\d+ loss (-?[\d.]+)")
 
 
 @dataclass

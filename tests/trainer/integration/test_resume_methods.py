@@ -22,6 +22,14 @@ pytestmark = [pytest.mark.s3, pytest.mark.training, pytest.mark.timeout(600)]
 STEPS = 12
 COMPARED = ("trainLoss", "finalLoss", "steps", "tokens", "supervisedTokens", "baseEvalLoss", "evalLoss", "bestStep")
 PREFERENCES = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No " * (1 + n % 5)} for n in range(16)]
+PROMPTS = [{"prompt": f"Say {n}."} for n in range(16)]
+GRADERS = [{"name": "long", "length": {"minimum": 14, "unit": "characters"}}]
+ROLLOUTS: dict[str, Any] = {
+    "batchSize": 4, "gradientAccumulation": 2, "rewards": [{"grader": "long"}],
+    "rollout": {"generations": 4, "maxNewTokens": 6}, "lora": {"rank": 4},
+}  # fmt: skip
+"""Two prompts in a step, so that an epoch has six steps."""
+INPUTS = {"dpo": "preferences", "kto": "preferences", "grpo": "prompts", "rloo": "prompts"}
 CASES: dict[str, dict[str, Any]] = {
     "sft": {},
     "dpo": {"method": "dpo"},
@@ -34,16 +42,18 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def pods(s3: S3Server, tmp_path: Path, forks: ForkServer) -> Callable[[str], TrainerRun]:
-    s3.put("s3://data/preferences.jsonl", "".join(json.dumps(row) + "\n" for row in PREFERENCES).encode())
+    for name, rows in (("preferences", PREFERENCES), ("prompts", PROMPTS)):
+        s3.put(f"s3://data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return make_run_factory(s3, tmp_path, forks.build_model)
 
 
 def set_inputs(pods: TrainerRun, training: dict[str, Any], **model: str) -> TrainerRun:
     """Set the rows of the method, with a quarter of them for validation."""
-    name = "resume" if training.get("method", "sft") == "sft" else "preferences"
+    name = INPUTS.get(training.get("method", "sft"), "resume")
     pods.changes = {
         "dataset": {"sources": [{"uri": f"s3://data/{name}.jsonl"}], "validation": {"fraction": 0.25}},
         "model": dict(model),
+        "evaluation": {"graders": GRADERS, "maxNewTokens": 6} if "rewards" in training else {},
     }
     return pods
 
@@ -61,7 +71,9 @@ def assert_resume_matches(
     forks: ForkServer, pods: Callable[[str], TrainerRun], training: dict[str, Any], **model: str
 ) -> tuple[TrainerRun, TrainerRun]:
     """Return the uninterrupted and the interrupted run."""
-    settings = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, "evalSteps": 4, **training}
+    settings = {"maxSteps": STEPS, "checkpoints": {"everySteps": 1000}, **training}
+    if "rewards" not in training:
+        settings = {"evalSteps": 4, **settings}
     uninterrupted, interrupted = (set_inputs(pods(name), training, **model) for name in ("whole", "parted"))
     assert forks.run(uninterrupted, **settings) is Reason.COMPLETED, uninterrupted.log
     stopped_at = stop_after(forks, interrupted, f"step {STEPS // 2}/", settings)
@@ -74,7 +86,7 @@ def assert_resume_matches(
     # Where the last step was saved, it is shown again.
     assert before | interrupted.read_losses() == uninterrupted.read_losses()
     assert len(uninterrupted.read_losses()) == STEPS
-    for name in COMPARED:
+    for name in uninterrupted.read_metrics().keys() & {*COMPARED, "long"}:
         assert interrupted.read_metrics()[name] == pytest.approx(uninterrupted.read_metrics()[name], abs=1e-6), name
     return uninterrupted, interrupted
 
@@ -84,6 +96,18 @@ def test_resume_each_method_matches_uninterrupted(
     pods: Callable[[str], TrainerRun], forks: ForkServer, training: dict[str, Any]
 ) -> None:
     assert_resume_matches(forks, pods, training, quantization="nf4" if training.get("lora") else "none")
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_resume_policy_method_publishes_the_same_adapter(
+    pods: Callable[[str], TrainerRun], forks: ForkServer, method: str
+) -> None:
+    runs = assert_resume_matches(forks, pods, {"method": method, **ROLLOUTS})
+    same = [run.s3.get(f"{run.output}/adapter_model.safetensors") for run in runs]
+    assert same[0] == same[1]
+    rewards = [json.loads(run.s3.get(f"{run.output}/evaluation.json"))["rewards"] for run in runs]
+    assert rewards[0] == rewards[1]
+    assert len({point["reward"] for point in rewards[0]}) > 3
 
 
 def test_resume_dpo_from_adapter_matches_uninterrupted(pods: Callable[[str], TrainerRun], forks: ForkServer) -> None:

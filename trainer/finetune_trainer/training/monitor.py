@@ -167,11 +167,12 @@ class TrainingMonitor:
             return
         self._last_logged = (seconds, percentage)
         log.info(
-            "%sstep %d/%d loss %.4f learning rate %.2e, %.0f tokens/s, %.0f s left",
+            "%sstep %d/%d loss %.4f%s learning rate %.2e, %.0f tokens/s, %.0f s left",
             f"{self.offset.name}: " if self.offset.name else "",
             step.number,
             step.total_steps,
             step.loss,
+            f" reward {step.reward_fields['reward']:.3f}" if "reward" in step.reward_fields else "",
             step.logs.get("learning_rate", math.nan),
             *pace,
         )
