@@ -120,10 +120,10 @@ def check_memory(config: TrainerConfig, model: CheckedModel, dataset: PreparedDa
     """Log the memory that the run is predicted to need. Raise `OUT_OF_MEMORY` if the GPU cannot have enough."""
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.training import memory_check
-    from finetune_trainer.training.batching import measure_lengths
+    from finetune_trainer.training.batching import measure_sequences
 
     limited, capacity = limit_max_length(config, model.max_positions), memory_check.measure_capacity()
-    size = _build_run_size(model, measure_lengths(dataset.dataset))
+    size = _build_run_size(model, measure_sequences(config, dataset.dataset))
     prediction = memory_check.predict_memory(limited, size, backend, capacity)
     memory_check.check_memory(prediction, capacity, size)
     memory_check.log_memory(prediction, capacity)

@@ -18,11 +18,12 @@ def downsample_points(points: Sequence[PointT], max_points: int = MAX_POINTS, va
     if len(points) <= max_points:
         return list(points)
     inner, stretch_count = points[1:-1], (max_points - 2) // 2
-    selected: list[PointT] = [points[0]]
+    selected: dict[int, PointT] = {}
     for index in range(stretch_count):
         stretch = inner[index * len(inner) // stretch_count : (index + 1) * len(inner) // stretch_count]
-        extremes = {
-            point.step: point for point in (min(stretch, key=attrgetter(value)), max(stretch, key=attrgetter(value)))
-        }
-        selected += sorted(extremes.values(), key=lambda point: point.step)
-    return [*selected, points[-1]]
+        extremes = (min(stretch, key=attrgetter(value)), max(stretch, key=attrgetter(value)))
+        selected |= {point.step: point for point in sorted(extremes, key=attrgetter("step"))}
+    downsampled = [points[0]]
+    downsampled.extend(selected.values())
+    downsampled.append(points[-1])
+    return downsampled

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 from finetune_trainer.contract import TrainerConfig
 
-_LEARNING_RATES = {"sft": (1e-4, 1e-3), "dpo": (1e-6, 1e-4), "kto": (1e-6, 1e-4)}
+_LEARNING_RATES = {
+    "sft": (1e-4, 1e-3),
+    "dpo": (1e-6, 1e-4),
+    "kto": (1e-6, 1e-4),
+    "grpo": (1e-6, 5e-5),
+    "rloo": (1e-6, 5e-5),
+}
 """Lowest and highest learning rate that were the best of some model, by method."""
 _MAX_RANK = 256
 _MAX_ROWS_PER_STEP = 32
@@ -16,6 +22,8 @@ _LEARNING_RATE_SOURCES = {
     "sft": "https://github.com/thinking-machines-lab/tinker-cookbook, sft_sweep.md: 35 models",
     "dpo": "https://github.com/thinking-machines-lab/tinker-cookbook, hyperparams.md",
     "kto": "https://github.com/thinking-machines-lab/tinker-cookbook, hyperparams.md",
+    "grpo": "https://huggingface.co/docs/trl/grpo_trainer, learning_rate",
+    "rloo": "https://huggingface.co/docs/trl/rloo_trainer, learning_rate",
 }
 
 

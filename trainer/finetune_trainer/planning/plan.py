@@ -25,7 +25,7 @@ from finetune_trainer.planning.shown_rows import ShownRow
 from finetune_trainer.records.evaluation import PreflightFinding
 from finetune_trainer.storage import S3
 from finetune_trainer.storage.scratch import USABLE_SHARE, describe_parts, suggest_size
-from finetune_trainer.training.batching import Lengths, measure_lengths
+from finetune_trainer.training.batching import Lengths, measure_lengths, measure_sequences
 from finetune_trainer.training.fitting_settings import RunSize
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ class Plan(Model):
     steps: int
     """Optimizer steps of all trainings."""
     tokens_trained: int
-    """Tokens of all steps, without padding."""
+    """Tokens of all steps, without padding. With `grpo` and `rloo` at most, because answers may be shorter."""
+    prompts: int | None = None
+    """Prompts per optimizer step, with `grpo` and `rloo`, whose `batch` counts answers."""
     model_parameters: int
     trainable_parameters: int
     adapter_bytes: int
@@ -184,7 +186,7 @@ def build_series_plan(
 
 
 def _measure_size(inputs: inspection.InspectedInputs, resources: RunResources) -> RunSize:
-    lengths = measure_lengths(inputs.prepared.dataset)
+    lengths = measure_sequences(inputs.config, inputs.prepared.dataset)
     return RunSize(inputs.shape, lengths, resources.world_size, resources.is_sharded)
 
 
@@ -272,7 +274,7 @@ def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, 
     from finetune_trainer.modeling.positions import limit_max_length
     from finetune_trainer.modeling.servable import describe_servable, read_architecture
     from finetune_trainer.planning import estimates
-    from finetune_trainer.training.steps import resolve_accumulation
+    from finetune_trainer.training.steps import count_prompts_per_step, resolve_accumulation
 
     prepared, shape, configured_length = inputs.prepared, inputs.shape, inputs.config.model.max_length
     config = limit_max_length(inputs.config, shape.max_positions)
@@ -285,10 +287,11 @@ def _assemble_plan(inputs: inspection.InspectedInputs, resources: RunResources, 
         workers=world_size,
         batching=training.effective_batching,
         batch=training.batch_size * resolve_accumulation(training, world_size) * world_size,
+        prompts=count_prompts_per_step(training, world_size) if training.is_policy_method else None,
         dataset=prepared.report,
         max_length=config.model.max_length,
         positions_limit_length=config.model.max_length < configured_length,
-        token_percentiles=_compute_token_percentiles(size.lengths),
+        token_percentiles=_compute_token_percentiles(measure_lengths(prepared.dataset)),
         steps_per_epoch=per_epoch[-1],
         trainings=len(steps),
         steps=sum(steps),
@@ -321,15 +324,19 @@ def _count_steps_and_tokens(
         [count_optimizer_steps(settings, count, world_size) for count in sequence_counts]
         for settings in (config.training, one_epoch)
     )
-    trainings = zip(training_rows, steps, per_epoch, strict=True)
+    tokens = [_count_tokens(config, rows) for rows in training_rows]
+    trainings = zip(tokens, steps, per_epoch, strict=True)
     return (
         steps,
         per_epoch,
-        round(sum(_count_tokens(rows) * step_count / epoch_steps for rows, step_count, epoch_steps in trainings)),
+        round(sum(epoch_tokens * step_count / epoch_steps for epoch_tokens, step_count, epoch_steps in trainings)),
     )
 
 
-def _count_tokens(rows: datasets.Dataset) -> int:
+def _count_tokens(config: TrainerConfig, rows: datasets.Dataset) -> int:
+    """Return the tokens of an epoch, with answers of the maximum length to each prompt if the method generates them."""
+    if config.training.is_policy_method:
+        return int(measure_sequences(config, rows).sum()) * config.training.effective_rollout.generations
     id_columns = [name for name in rows.column_names if name.endswith("_ids")]
     return sum(len(ids) for batch in rows.iter(_BATCH_ROWS) for name in id_columns for ids in batch[name])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_trainer.contract import DatasetReport, Servable
-from finetune_trainer.formatting import format_bytes, format_duration
+from finetune_trainer.formatting import format_bytes, format_duration, pluralize
 from finetune_trainer.planning.plan import MemoryReport, Plan
 from finetune_trainer.planning.recommendations import format_recommendations
 from finetune_trainer.planning.series import SeriesPlan
@@ -78,11 +78,17 @@ def _training_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "steps", f"{plan.steps:,}{folds_text}, {plan.steps_per_epoch:,} per epoch"
     shares_text = " that share the base model" if plan.estimated_memory.gathered else ""
     ranks_text = f", of {plan.workers} ranks{shares_text}" if plan.workers > 1 else ""
-    yield f"{'sequences' if plan.batching == 'packed' else 'rows'} per step", f"{plan.batch:,}{ranks_text}"
+    yield f"{_name_batch(plan)} per step", f"{plan.batch:,}{ranks_text}"
     yield "base model", f"{plan.model_parameters:,} parameters"
     yield "adapter", f"{plan.trainable_parameters:,} parameters, {format_bytes(plan.adapter_bytes)}"
     yield "checkpoint", f"~ {format_bytes(plan.estimated_checkpoint_bytes)}"
     yield "scratch", f"at least {format_bytes(plan.scratch_bytes)}: {describe_parts(plan.scratch_parts)}"
+
+
+def _name_batch(plan: Plan) -> str:
+    if plan.prompts:
+        return f"answers to {pluralize(plan.prompts, 'prompt')}"
+    return "sequences" if plan.batching == "packed" else "rows"
 
 
 def _memory_lines(memory: MemoryReport) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ class ShownText(Model):
     """A token sequence of a row: the row itself, or the prompt with one of its answers."""
 
     name: str
-    """`row`, `answer`, `chosen` or `rejected`."""
+    """`row`, `prompt`, `answer`, `chosen` or `rejected`."""
     tokens: int
     supervised_tokens: int
     parts: list[TextPart]
@@ -71,6 +71,8 @@ def _iterate_sequences(row: Mapping[str, Any]) -> Iterator[tuple[str, list[int],
         yield "row", row["input_ids"], [label != IGNORE_INDEX for label in row["labels"]]
         return
     prompt = row["prompt_ids"]
+    if not any(column in row for column in _ANSWER_NAMES):
+        yield "prompt", prompt, [False] * len(prompt)
     for column, name in _ANSWER_NAMES.items():
         if column in row:
             yield name, prompt + row[column], [False] * len(prompt) + [True] * len(row[column])

@@ -114,5 +114,7 @@ def _to_tokens(row: Mapping[str, Any]) -> LabeledTokens:
     """Return the tokens of a row of any method, with the chosen answer of a preference."""
     if "input_ids" in row:
         return LabeledTokens(row["input_ids"], row["labels"])
-    prompt, answer = row["prompt_ids"], row.get("chosen_ids") or row["completion_ids"]
+    prompt, answer = row["prompt_ids"], row.get("chosen_ids") or row.get("completion_ids")
+    if answer is None:  # of a method that generates answers
+        return LabeledTokens(prompt, [IGNORE_INDEX, *prompt[1:]])
     return LabeledTokens([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + list(answer))

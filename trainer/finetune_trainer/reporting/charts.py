@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from finetune_trainer.formatting import format_number, pluralize
-from finetune_trainer.records.evaluation import Estimate, EvaluationReport, LengthBin, LossPoint
+from finetune_trainer.records.evaluation import Estimate, EvaluationReport, LengthBin
 
 _MAX_DOTS = 40
 _MAX_LABELS = 6
@@ -104,40 +104,56 @@ def _format_labels(values: Sequence[float]) -> list[str]:
     return [f"{value:,.{digits}f}" for value in values]
 
 
-def _get_loss(point: LossPoint) -> float:
-    return point.loss
+Points = Sequence[tuple[int, float]]
+"""Optimizer steps and values."""
 
 
 def build_loss_chart(evaluation: EvaluationReport) -> LineChart | None:
     """Build the chart of training and validation loss over steps, or return None if there is neither."""
     curves = {"training": evaluation.training_losses, "validation": evaluation.validation_losses}
-    nonempty_curves = {name: points for name, points in curves.items() if points}
-    all_points = [point for points in nonempty_curves.values() for point in points]
-    if not all_points:
+    points = {name: [(point.step, point.loss) for point in losses] for name, losses in curves.items()}
+    chart = _build_chart(points, "{name} loss")
+    if chart is None:
         return None
-    x_ticks, y_ticks = (
-        compute_ticks(0, max(point.step for point in all_points)),
-        compute_ticks(min(map(_get_loss, all_points)), max(map(_get_loss, all_points))),
-    )
-    last_step = max(point.step for point in all_points) or 1
+    last_step = max(step for each in points.values() for step, _ in each) or 1
+    return replace(chart, marks=_build_marks(evaluation, last_step))
+
+
+def build_reward_charts(evaluation: EvaluationReport) -> list[tuple[str, LineChart]]:
+    """Build the charts of the reward and of the length of answers over steps, with their titles. A reward that rises
+    with the length alone may reward the length."""
+    values = {
+        "Mean reward": [(point.step, point.reward) for point in evaluation.rewards],
+        "Mean length of answers, in tokens": [(point.step, point.answer_tokens) for point in evaluation.rewards],
+    }
+    charts = [(title, _build_chart({"training": points}, title.lower())) for title, points in values.items()]
+    return [(title, chart) for title, chart in charts if chart]
+
+
+def _build_chart(curves: Mapping[str, Points], label: str) -> LineChart | None:
+    """Return the chart of these curves by name, or None without points. `label` names a value in the description."""
+    filled = {name: points for name, points in curves.items() if points}
+    if not filled:
+        return None
+    steps = [step for points in filled.values() for step, _ in points]
+    values = [value for points in filled.values() for _, value in points]
+    last_step, y_ticks = max(steps) or 1, compute_ticks(min(values), max(values))
     series = [
         LineSeries(
             name,
             [
-                (_to_percent(point.step, 0, last_step), 100 - _to_percent(point.loss, y_ticks[0], y_ticks[-1]))
-                for point in points
+                (_to_percent(step, 0, last_step), 100 - _to_percent(value, y_ticks[0], y_ticks[-1]))
+                for step, value in points
             ],
         )
-        for name, points in nonempty_curves.items()
+        for name, points in filled.items()
     ]
     x = [
         Tick(_to_percent(value, 0, last_step), f"{value:,.0f}")
-        for value in x_ticks
+        for value in compute_ticks(0, max(steps))
         if value <= last_step and value == int(value)
     ]
-    return LineChart(
-        series, x, _build_value_axis(y_ticks), _build_marks(evaluation, last_step), _describe_losses(curves)
-    )
+    return LineChart(series, x, _build_value_axis(y_ticks), [], _describe_curves(filled, label))
 
 
 def _to_percent(value: float, low: float, high: float) -> float:
@@ -154,13 +170,12 @@ def _build_marks(evaluation: EvaluationReport, last_step: int) -> list[StepMark]
     ]
 
 
-def _describe_losses(curves: dict[str, list[LossPoint]]) -> str:
+def _describe_curves(curves: Mapping[str, Points], label: str) -> str:
     return " ".join(
-        f"The {name} loss goes from {format_number(points[0].loss)} at step {points[0].step:,} to "
-        f"{format_number(points[-1].loss)} "
-        f"at step {points[-1].step:,}; its lowest is {format_number(min(map(_get_loss, points)))}."
+        f"The {label.format(name=name)} goes from {format_number(points[0][1])} at step {points[0][0]:,} to "
+        f"{format_number(points[-1][1])} "
+        f"at step {points[-1][0]:,}; its lowest is {format_number(min(value for _, value in points))}."
         for name, points in curves.items()
-        if points
     )
 
 

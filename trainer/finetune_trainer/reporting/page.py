@@ -83,6 +83,7 @@ def _chart_context(manifest: AdapterManifest, evaluation: EvaluationReport) -> d
     return {
         "data_table": data_table.build_data_table(manifest.dataset),
         "losses": charts.build_loss_chart(evaluation),
+        "rewards": charts.build_reward_charts(evaluation),
         "lengths": charts.build_length_histogram(evaluation.lengths),
         "whiskers": [charts.build_whisker(measure.change, measure.higher_is_better) for measure in evaluation.measures],
     }

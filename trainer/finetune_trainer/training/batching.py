@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.training import packing
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ def measure_lengths(rows: datasets.Dataset) -> Lengths:
     else:
         lengths = by_column[names.index("input_ids")]
     return lengths
+
+
+def measure_sequences(config: TrainerConfig, rows: datasets.Dataset) -> Lengths:
+    """Return the tokens that the training computes for each row at most: with the answer that is generated to it, if
+    the method generates answers."""
+    lengths = measure_lengths(rows)
+    training = config.training
+    return lengths + training.effective_rollout.max_new_tokens if training.is_policy_method else lengths
 
 
 def order_by_length(
