@@ -21,6 +21,8 @@ _METRICS = {
     Task.GENERATION: "exactMatch and chrF of the texts",
 }
 _EXAMPLE_NOTE = "<- yours"
+_REWARD_METHODS = (Method.GRPO, Method.RLOO)
+_REWARD_LEARNING_RATE = 2e-5
 
 
 def build_manifest_text(options: InitOptions, namespace: str | None, endpoint: str | None) -> str:
@@ -78,6 +80,9 @@ def _build_dataset(options: InitOptions) -> Iterator[str]:
 
 def _build_training(options: InitOptions) -> Iterator[str]:
     yield "  training:"
+    if options.method in _REWARD_METHODS:
+        yield from _build_rewards(options)
+        return
     if options.method is not Method.SFT:
         yield _comment(f"    method: {options.method}", "needs rows with preferences")
     yield f"    epochs: {options.epochs}"
@@ -88,6 +93,19 @@ def _build_training(options: InitOptions) -> Iterator[str]:
     if task:
         yield "  evaluation:"
         yield _comment(f"    task: {task}", _METRICS[task])
+
+
+def _build_rewards(options: InitOptions) -> Iterator[str]:
+    """Yield the training for a reward, and a grader that gives it."""
+    yield _comment(f"    method: {options.method}", "learns from the rewards of its own answers")
+    yield f"    epochs: {options.epochs}"
+    yield f"    learningRate: {options.learning_rate or _REWARD_LEARNING_RATE!r}"
+    yield _comment("    rewards: [{grader: answer}]", "one of the graders below")
+    yield "  evaluation:"
+    yield "    graders:"
+    yield "      - name: answer"
+    yield _comment("        stringCheck:", "equal to the answer of the data; see Judge answers your way in the docs")
+    yield '          reference: "{{reference.output_text}}"'
 
 
 def _build_storage(options: InitOptions, endpoint: str | None) -> Iterator[str]:

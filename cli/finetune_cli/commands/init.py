@@ -37,6 +37,8 @@ class Method(StrEnum):
     SFT = "sft"
     DPO = "dpo"
     KTO = "kto"
+    GRPO = "grpo"
+    RLOO = "rloo"
 
 
 class Quantization(StrEnum):

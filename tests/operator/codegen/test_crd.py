@@ -100,7 +100,7 @@ def test_crd_schema_has_defaults_limits_and_rules() -> None:
     assert _schema_at(".spec.training.learningRate")["default"] == 2e-4
     assert _schema_at(".spec.training.epochs")["exclusiveMinimum"] is True
     assert "default" not in _schema_at(".spec.training.epochs")
-    assert _schema_at(".spec.training.method")["enum"] == ["sft", "dpo", "kto"]
+    assert _schema_at(".spec.training.method")["enum"] == ["sft", "dpo", "kto", "grpo", "rloo"]
     assert _schema_at(".spec")["required"] == ["model", "dataset", "training", "output"]
     rules = [validation["rule"] for validation in _schema_at(".spec")["x-kubernetes-validations"]]
     assert "self.model == oldSelf.model" in rules

@@ -96,6 +96,23 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "gate": [{"metric": "all", "minimum": 0.5}, {"metric": "label", "minImprovement": 0}],
         },
     },
+    "a reward": {
+        "spec.training": {
+            "epochs": 1, "method": "grpo", "lossType": "drGrpo", "batchSize": 4, "gradientAccumulation": 2,
+            "rollout": {"generations": 4, "maxNewTokens": 64, "temperature": 0.7, "beta": 0.01},
+            "rewards": [{"grader": "label"}, {"grader": "short", "weight": 0.1}],
+        },
+        "spec.evaluation.graders": [
+            {"name": "label", "stringCheck": {}}, {"name": "short", "length": {"maximum": 20}},
+        ],
+    },
+    "a reward with defaults": {
+        **VALIDATION_SPLIT,
+        "spec.training": {"epochs": 1, "method": "rloo", "rewards": [{"grader": "label"}]},
+        "spec.evaluation": {
+            "graders": [{"name": "label", "stringCheck": {}}], "gate": [{"metric": "label", "minimum": 0.5}],
+        },
+    },
     "judges and services": {
         **VALIDATION_SPLIT,
         "spec.evaluation": {

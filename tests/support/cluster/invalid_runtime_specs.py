@@ -11,12 +11,17 @@ from tests.support.cluster.manifests import (
     FIVE_FOLDS,
     FOLD_LOSS_GATE,
     PREPARATION,
+    SOURCE,
     VALIDATION_SPLIT,
 )
 
 TEST_DATA = {"sources": [{"uri": "s3://data/test.jsonl"}]}
 
 GRADER = {"name": "label", "stringCheck": {"reference": "{{item.label}}"}}
+TRAINING = "spec.training"
+GRPO: dict[str, Any] = {
+    f"{TRAINING}.method": "grpo", f"{TRAINING}.rewards": [{"grader": "label"}], "spec.evaluation.graders": [GRADER],
+}  # fmt: skip
 SERVER = {"name": "judges", "uri": "http://judges/v1"}
 JUDGE: dict[str, Any] = {"name": "a", "judge": {"endpoint": "judges", "model": "m", "instructions": "Right?"}}
 
@@ -175,6 +180,26 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "two graders of one name": (
         {**VALIDATION_SPLIT, "spec.evaluation.graders": [GRADER, GRADER]}, "spec.evaluation.graders[1]", "Duplicate",
     ),
+    "a method without rewards": ({**GRPO, f"{TRAINING}.rewards": []}, "spec.training", "grpo and rloo need rewards"),
+    "rewards of another method": ({**GRPO, f"{TRAINING}.method": "sft"}, "spec.training", "other methods have none"),
+    "a reward that is no grader": (
+        {**GRPO, f"{TRAINING}.rewards": [{"grader": "other"}]}, "spec", "must be names of evaluation.graders",
+    ),
+    "a reward twice": (
+        {**GRPO, f"{TRAINING}.rewards": [{"grader": "label"}] * 2}, "spec.training", "different graders",
+    ),
+    "a rollout of another method": ({f"{TRAINING}.rollout": {}}, "spec.training", "rollout applies to methods grpo"),
+    "one generation": ({**GRPO, f"{TRAINING}.rollout": {"generations": 1}}, "spec.training.rollout.generations", "2"),
+    "incomplete groups": ({**GRPO, f"{TRAINING}.batchSize": 3}, "spec", "multiple of training.rollout.generations"),
+    "a loss type of rloo": (
+        {**GRPO, f"{TRAINING}.method": "rloo", f"{TRAINING}.lossType": "grpo"}, "spec.training", "method grpo only",
+    ),
+    "folds of a reward": (
+        {**GRPO, f"{TRAINING}.crossValidation": {"folds": 2}}, "spec.training", "no loss on held-out rows",
+    ),
+    "a reward with Unsloth": ({**GRPO, f"{TRAINING}.backend": "unsloth"}, "spec.training", "need backend transformers"),
+    "a reward for plain text": ({**GRPO, f"{SOURCE}.format": "text"}, "spec", "format text has none"),
+    "a reward of pairs": ({**GRPO, f"{SOURCE}.format": "preference"}, "spec", "cannot use format"),
     "a judge at no endpoint": (
         {**VALIDATION_SPLIT, "spec.evaluation.graders": [JUDGE]}, "spec.evaluation", "must be the name of one of",
     ),

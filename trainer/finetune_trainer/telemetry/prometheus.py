@@ -66,6 +66,16 @@ def _list_gauges(progress: Progress) -> dict[str, tuple[str, float | None]]:
             "Mean loss on the validation data: per supervised token (sft) or per row (dpo, kto).",
             progress.eval_loss,
         ),
+        "reward": ("Mean reward of the answers of the last step (grpo, rloo).", progress.reward),
+        "flat_groups_ratio": (
+            "Fraction of the prompts of the last step whose answers have equal rewards, 0 to 1 (grpo, rloo).",
+            progress.flat_groups,
+        ),
+        "entropy": ("Mean entropy of the tokens of the last step, in nats (grpo).", progress.entropy),
+        "answer_tokens": (
+            "Mean length of the answers of the last step, in tokens (grpo, rloo).",
+            progress.answer_tokens,
+        ),
         "tokens_per_second": ("Tokens trained per second, without padding.", progress.tokens_per_second),
         "estimated_remaining_seconds": ("Estimated seconds until the end of the training.", remaining_seconds),
         "last_checkpoint_step": ("Optimizer step of the latest checkpoint.", progress.last_checkpoint_step),
