@@ -87,7 +87,7 @@ def _build_training(options: InitOptions) -> Iterator[str]:
         yield _comment(f"    method: {options.method}", "needs rows with preferences")
     yield f"    epochs: {options.epochs}"
     if options.learning_rate is not None:
-        yield f"    learningRate: {options.learning_rate!r}"
+        yield f"    learningRate: {_format_number(options.learning_rate)}"
     has_task = options.method is Method.SFT and _parse_fraction(options.validation) != 0
     task = options.task or (Task.CHAT if has_task else None)
     if task:
@@ -99,7 +99,7 @@ def _build_rewards(options: InitOptions) -> Iterator[str]:
     """Yield the training for a reward, and a grader that gives it."""
     yield _comment(f"    method: {options.method}", "learns from the rewards of its own answers")
     yield f"    epochs: {options.epochs}"
-    yield f"    learningRate: {options.learning_rate or _REWARD_LEARNING_RATE!r}"
+    yield f"    learningRate: {_format_number(options.learning_rate or _REWARD_LEARNING_RATE)}"
     yield _comment("    rewards: [{grader: answer}]", "one of the graders below")
     yield "  evaluation:"
     yield "    graders:"
@@ -146,6 +146,12 @@ def _parse_fraction(validation: str | None) -> float | None:
 def _complete_hub_name(model: str) -> str:
     """Return the URI of a model. `ORGANIZATION/NAME` is a model of the hub."""
     return f"hf://{model}" if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) else model
+
+
+def _format_number(value: float) -> str:
+    """Return a number as all readers of YAML understand it: some take `1e-05` for text."""
+    mantissa, exponent_mark, exponent = repr(value).partition("e")
+    return f"{mantissa}{'' if '.' in mantissa or not exponent_mark else '.0'}{exponent_mark}{exponent}"
 
 
 def _quote(text: str) -> str:

@@ -23,10 +23,11 @@ SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.y
         [],
         ["--model", "unknown/model", "--task", "classification", "--validation", "s3://data/v.jsonl"],
         ["--method", "dpo", "--validation", "0", "--quantization", "nf4", "--gpus", "2", "--nodes", "2"],
+        ["--method", "grpo", "--learning-rate", "1e-5"],
         ["--name", "on", "--secret", "true", "--endpoint", "http://s3:9000", "-n", "1e3", "--memory", "8Gi"],
         ["--data", "s3://data/a#b.jsonl", "--data", "s3://data/c: d.jsonl", "--hub-secret", "t", "--max-length", "99"],
     ],
-    ids=["defaults", "classification", "preferences", "words of YAML", "special characters"],
+    ids=["defaults", "classification", "preferences", "reward", "words of YAML", "special characters"],
 )
 def test_init_output_is_valid(finetune: CommandLine, options: list[str]) -> None:
     answer = finetune("init", *options)

@@ -29,6 +29,8 @@ ROWS = {
     "translation": (106, 28),
     "generation": (84, 24),
     "extraction": (120, 30),
+    "arithmetic": (128, 32),
+    "labels": (90, 27),
 }
 
 
@@ -47,6 +49,9 @@ class SampleRun(TrainerRun):
         spec["training"] |= training
         spec["storage"]["endpoint"] = self.s3.endpoint
         spec["evaluation"]["maxNewTokens"] = 4
+        for grader in spec["evaluation"].get("graders", ()):
+            if grader.get("stringCheck", {}).get("operation") == "matches":
+                grader["stringCheck"]["reference"] = "e"  # some answers of random weights match
         for rule in spec["evaluation"]["gate"]:
             rule.pop("minimum", None)
             rule["minImprovement"] = -1000  # a tiny model of random weights learns nothing in so few steps

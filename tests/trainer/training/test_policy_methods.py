@@ -126,9 +126,10 @@ def test_policy_method_equals_the_trainer_of_trl(
         assert torch.equal(weight, trained.weights[name]), name
 
 
-def test_policy_method_without_signal_ends_with_advice(run: RunTraining) -> None:
+@pytest.mark.parametrize("steps", [2, 30])
+def test_policy_method_without_signal_ends_with_advice(run: RunTraining, steps: int) -> None:
     never = {"name": "never", "stringCheck": {"reference": "no model says this"}}
-    settings = build_settings(evaluation={"graders": [never]}, rewards=[{"grader": "never"}], maxSteps=30)
+    settings = build_settings(evaluation={"graders": [never]}, rewards=[{"grader": "never"}], maxSteps=steps)
     with pytest.raises(TrainerError) as raised:
         run(**settings)
     assert raised.value.reason is Reason.NO_LEARNING_SIGNAL

@@ -49,13 +49,21 @@ class LearningSignalCallback(TrainerCallback):  # type: ignore[misc]  # transfor
     ) -> None:
         """Check the first steps. Raises `NO_LEARNING_SIGNAL`."""
         needed = max(min(_SIGNAL_STEPS, state.max_steps), _MIN_SIGNAL_STEPS)
-        if "frac_reward_zero_std" not in logs or state.global_step != needed:
-            return
-        entries = [entry for entry in state.log_history if "frac_reward_zero_std" in entry]
-        flat = [float(entry["frac_reward_zero_std"]) for entry in entries]
+        if "frac_reward_zero_std" in logs and state.global_step == needed:
+            _check_signal(state, _MAX_FLAT_GROUPS)
+
+    def on_train_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        """Check that the training has learned from any answer: otherwise the adapter is as it was before."""
+        _check_signal(state, 1 - 1e-9)
+
+
+def _check_signal(state: TrainerState, max_flat_share: float) -> None:
+    """Raise `NO_LEARNING_SIGNAL` if more than this fraction of the prompts so far have answers of equal rewards."""
+    entries = [entry for entry in state.log_history if "frac_reward_zero_std" in entry]
+    flat = [float(entry["frac_reward_zero_std"]) for entry in entries]
+    if flat and sum(flat) / len(flat) > max_flat_share:
         rewards = [float(entry["reward"]) for entry in entries if entry["reward"] is not None]
-        if sum(flat) / len(flat) > _MAX_FLAT_GROUPS:
-            raise _build_signal_error(sum(flat) / len(flat), rewards)
+        raise _build_signal_error(sum(flat) / len(flat), rewards)
 
 
 def _build_signal_error(flat_share: float, rewards: Sequence[float]) -> TrainerError:
