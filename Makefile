@@ -100,7 +100,7 @@ demo-down: $(UV) ## remove the demo's cluster
 demo-notice:
 	@python3 -m local_cluster.notice
 
-samples: setup ## train the five samples of applications on the CPU, by hand; prints what they improved
+samples: setup ## train the samples of applications, graders and rewards on the CPU, by hand; prints what they improved
 	@$(RUN) python -m tests.bench.bench_samples
 
 bench-prepare: setup ## compare data preparation with TRL and LLaMA-Factory, and measure its memory, by hand (ROWS="10000 100000")

@@ -12,16 +12,8 @@ if TYPE_CHECKING:
     from tests.support.trainer.s3_server import S3Server
 
 SAMPLES_DIR = Path(__file__).parents[3] / "manifests" / "samples"
-SAMPLE_NAMES = (
-    "chatbot",
-    "classification",
-    "summarization",
-    "translation",
-    "generation",
-    "extraction",
-    "arithmetic",
-    "labels",
-)
+APPLICATIONS = ("chatbot", "classification", "summarization", "translation", "generation")
+SAMPLE_NAMES = (*APPLICATIONS, "extraction", "arithmetic", "labels")
 MODEL_URI = "s3://models/smollm2-135m-instruct/"
 PLACEHOLDER_ENDPOINT = "http://s3.example:9000"
 """Placeholder in the samples for the address of the store."""
