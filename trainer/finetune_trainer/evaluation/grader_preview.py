@@ -36,6 +36,8 @@ class GraderPreview(Model):
 
     def describe(self) -> str:
         """Return the numbers as text: `mean 0.98 of 200 answers, 3 without a score: item.total is missing`."""
+        if self.mean is None and not self.ungraded:
+            return f"no answers to score in {self.answers:,} rows"
         mean = "no score" if self.mean is None else f"mean {self.mean:.3g}"
         problem = f", {self.ungraded} without a score: {self.problem}" if self.ungraded else ""
         return f"{mean} of {self.answers:,} answers{problem}"
@@ -60,7 +62,10 @@ def preview_data_answers(config: TrainerConfig, prepared: PreparedData) -> list[
 
 
 def _preview_split(suite: GraderSuite, split: str, answers: Sequence[GradedAnswer]) -> list[GraderPreview]:
-    return [summarize_grades(name, grades, split) for name, grades in suite.grade(answers).items()]
+    """Return the scores of the answers of a split. Rows without one show whether graders can read their columns."""
+    previews = [summarize_grades(name, grades, split) for name, grades in suite.grade(answers).items()]
+    has_answers = any(answer.reference is not None for answer in answers)
+    return previews if has_answers else [preview.model_copy(update={"mean": None}) for preview in previews]
 
 
 def check_graders(config: TrainerConfig, prepared: PreparedData) -> None:

@@ -125,7 +125,7 @@ def _list_batchings(written: _Candidate) -> list[str | None]:
     """Return the values of `training.batching` with the same rows in each step. With `packed`, a step has as many rows
     as fit into its sequences. With `paddingFree`, backend auto would no longer choose Unsloth, which is faster."""
     training, size = written.config.training, written.size
-    if training.effective_batching == "packed" or training.method == "kto":
+    if training.effective_batching == "packed" or training.method not in ("sft", "dpo"):
         return [training.batching]
     may_use_unsloth = training.backend == "auto" and training.kernels == "standard" and size.ranks == 1
     joins_rows = training.method == "sft" and not may_use_unsloth and "packs" not in size.shape.unsupported
