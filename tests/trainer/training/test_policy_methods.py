@@ -163,6 +163,23 @@ def test_policy_method_with_incomplete_groups_is_refused(
     assert raised.value.reason is reason
 
 
+def test_policy_method_whose_answers_are_those_of_the_base_model_is_refused(
+    run: RunTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer.training.methods import policy_trainer
+
+    generate = policy_trainer.TokenizedGRPOTrainer.generate_answers
+
+    def generate_without_adapter(trainer: Any, prompts: list[list[int]]) -> list[list[int]]:
+        with trainer.model.disable_adapter():
+            return generate(trainer, prompts)
+
+    monkeypatch.setattr(policy_trainer.TokenizedGRPOTrainer, "generate_answers", generate_without_adapter)
+    with pytest.raises(TrainerError, match="rollouts: only ") as raised:
+        run(**build_settings())
+    assert raised.value.reason is Reason.MODEL_UNSUPPORTED
+
+
 def test_epoch_sampler_continues_with_the_order_of_each_epoch() -> None:
     from trl.trainer.utils import RepeatSampler
 
