@@ -152,7 +152,7 @@ def estimate_memory(
         activations=stored + work,
         logits=logits,
         context=CONTEXT_BYTES,
-        training=resident + adapter + stored + max(work, logits),
+        training=resident + adapter + max(stored + max(work, logits), _estimate_rollout_bytes(config, shape, rows)),
         load=base + CONTEXT_BYTES + max(adapter_weights, _estimate_read_bytes(config, shape)),
         evaluation=evaluation,
         export=_estimate_export_bytes(config, shape, evaluation, resident + adapter_weights),
@@ -269,6 +269,19 @@ def _estimate_answer_bytes(config: TrainerConfig, shape: ModelShape, rows: RowTo
     prompt_tokens = prompts * rows.longest
     logits = prompts * shape.vocab_size * _LOSS_LOGIT_BYTES[width]
     return cache + prompt_tokens * (layer + shape.hidden_size * width) + logits
+
+
+def _estimate_rollout_bytes(config: TrainerConfig, shape: ModelShape, rows: RowTokens) -> int:
+    """Estimate the generation of the answers of a step, which are generated together: the key-value cache, the layer at
+    work on the prompts, and the logits of one token for each. `rows` has the tokens of prompts with their answers."""
+    training, width = config.training, get_value_bytes(config)
+    if not training.is_policy_method:
+        return 0
+    answers = training.batch_size * training.gradient_accumulation
+    cache = 2 * shape.num_layers * shape.key_value_size * answers * rows.longest * width
+    prompt_tokens = answers * max(rows.longest - training.effective_rollout.max_new_tokens, 1)
+    prompts = prompt_tokens * (_estimate_forward_bytes(shape, width) + shape.hidden_size * width)
+    return cache + prompts + answers * shape.vocab_size * _LOSS_LOGIT_BYTES[width]
 
 
 def _estimate_read_bytes(config: TrainerConfig, shape: ModelShape) -> int:
