@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.trainer.tiny_model import TRAINING_TIMEOUT
@@ -12,6 +12,9 @@ from tests.support.trainer.tiny_training import RunTraining, TrainingOutcome, Tr
 
 from finetune_trainer.contract import Reason
 from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from finetune_trainer.training.methods.policy_trainer import TokenizedGRPOTrainer
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(TRAINING_TIMEOUT)]
 
@@ -170,7 +173,7 @@ def test_policy_method_whose_answers_are_those_of_the_base_model_is_refused(
 
     generate = policy_trainer.TokenizedGRPOTrainer.generate_answers
 
-    def generate_without_adapter(trainer: Any, prompts: list[list[int]]) -> list[list[int]]:
+    def generate_without_adapter(trainer: TokenizedGRPOTrainer, prompts: list[list[int]]) -> list[list[int]]:
         with trainer.model.disable_adapter():
             return generate(trainer, prompts)
 
