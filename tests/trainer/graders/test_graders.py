@@ -101,6 +101,7 @@ def test_grader_scores_answer(settings: dict[str, Any], text: str, value: object
 UNGRADED: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, str]] = {
     "no such column": (EQUALS, {}, None, "the row has no field item.x"),
     "an empty column": (EQUALS, {"x": None}, None, "item.x of the row is empty"),
+    "an empty cell": (EQUALS, {"x": ""}, None, "item.x of the row is empty"),
     "no such key in a column": (
         {"stringCheck": {"reference": "{{item.x.y}}"}}, {"x": {"z": 1}}, None, "the row has no field item.x.y",
     ),

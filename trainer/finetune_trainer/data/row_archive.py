@@ -58,8 +58,9 @@ class ArchivedRow:
 
     def to_columns(self) -> dict[str, object]:
         """Return the row as a record of the Arrow file."""
-        texts = {name: json.dumps(vars(self)[name], ensure_ascii=False) for name in ("turns", "item")}
-        return {**vars(self), **texts}
+        turns = json.dumps(self.turns, ensure_ascii=False)
+        # Columns of Parquet files may have values that JSON does not have, such as decimal numbers: they become text.
+        return {**vars(self), "turns": turns, "item": json.dumps(self.item, default=str)}
 
 
 def compute_row_digest(row: Row) -> str:

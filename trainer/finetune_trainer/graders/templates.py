@@ -48,7 +48,7 @@ def _resolve_item(path: str, item: Mapping[str, Any], fields: str) -> object:
         value = _get_field(item, fields)
     except LookupError as error:
         raise DataProblem(f"the row has no field {path}") from error
-    if value is None:
+    if value is None or value == "":  # an empty cell of a table
         raise DataProblem(f"{path} of the row is empty")
     return value
 
