@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 from finetune_trainer.text import to_one_line
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=*%#"
 """Heights of a sparkline, for terminals with and without Unicode."""
-_MAX_LOSSES = 400
+_MAX_VALUES = 400
 _SPARKLINE_WIDTH = 40
 _EVENTS_SECONDS = 5.0
 _MESSAGE_CHARS = 400
@@ -65,7 +65,7 @@ class LiveView:
         self._bars = BARS if "utf" in console.encoding.lower() else PLAIN_BARS
         self._name = name
         self._read_events = read_events
-        self._losses: dict[int, float] = {}
+        self._values: dict[int, float] = {}
         self._last_event = ""
         self._next_events_time = 0.0
 
@@ -82,14 +82,15 @@ class LiveView:
         from finetune_operator.client import summarize_job
 
         summary = summarize_job(job)
-        if summary.step is not None and summary.loss is not None:
-            self._losses[summary.step] = summary.loss
-            for step in sorted(self._losses)[:-_MAX_LOSSES]:
-                del self._losses[step]
+        name, value = ("loss", summary.loss) if summary.reward is None else ("reward", summary.reward)
+        if summary.step is not None and value is not None:
+            self._values[summary.step] = value
+            for step in sorted(self._values)[:-_MAX_VALUES]:
+                del self._values[step]
         self._refresh_event()
-        losses = [self._losses[step] for step in sorted(self._losses)]
-        loss = f"loss {draw_sparkline(losses, self._bars)} {losses[-1]:.4g}" if losses else ""
-        self._live.update(render_progress(job, loss, self._last_event))
+        values = [self._values[step] for step in sorted(self._values)]
+        curve = f"{name} {draw_sparkline(values, self._bars)} {values[-1]:.4g}" if values else ""
+        self._live.update(render_progress(job, curve, self._last_event))
 
     def _refresh_event(self) -> None:
         """Read the last Event, at most every few seconds. A user who may not read Events sees none."""
@@ -116,8 +117,8 @@ def describe_progress(job: FineTuneJob) -> str:
     return f"{state}: {progress or to_one_line(summary.message, _MESSAGE_CHARS)}".rstrip(": ")
 
 
-def render_progress(job: FineTuneJob, loss: str, last_event: str) -> Group:
-    """Return the live view of a run."""
+def render_progress(job: FineTuneJob, curve: str, last_event: str) -> Group:
+    """Return the live view of a run, with the curve of its losses or rewards as text."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -128,8 +129,8 @@ def render_progress(job: FineTuneJob, loss: str, last_event: str) -> Group:
     state = f"{summary.name}  {summary.phase}  {summary.reason}"
     lines = [Text(to_one_line(state, _MESSAGE_CHARS), style="bold", no_wrap=True, overflow="ellipsis")]
     progress = ", ".join(_list_progress(job, summary))
-    if loss:
-        lines.append(Text(loss, no_wrap=True, overflow="ellipsis"))
+    if curve:
+        lines.append(Text(curve, no_wrap=True, overflow="ellipsis"))
     details = {"": progress, "event": last_event, "message": summary.message}
     lines += [
         Text(to_one_line(f"{name} {text}".strip(), _MESSAGE_CHARS), overflow="fold")
@@ -158,6 +159,12 @@ def _build_bar(job: FineTuneJob) -> ProgressBar:
     return ProgressBar(total=100, completed=progress.percentage if progress else 0)
 
 
+def _list_values(summary: RunSummary) -> Iterator[tuple[str, float | None]]:
+    """Yield what a step is judged by: the loss of a method that generates answers says nothing."""
+    yield ("loss", summary.loss) if summary.reward is None else ("reward", summary.reward)
+    yield "eval loss", summary.eval_loss
+
+
 def _list_progress(job: FineTuneJob, summary: RunSummary) -> list[str]:
     """Return what is known of the progress: stage, share, step, losses and remaining time."""
     progress = job.status.progress if job.status else None
@@ -167,7 +174,7 @@ def _list_progress(job: FineTuneJob, summary: RunSummary) -> list[str]:
     if summary.step is not None:
         parts.append(f"step {summary.step}" + (f"/{summary.total_steps}" if summary.total_steps else ""))
     parts += [
-        f"{name} {value:.4g}" for name, value in (("loss", summary.loss), ("eval loss", summary.eval_loss))
+        f"{name} {value:.4g}" for name, value in _list_values(summary)
         if value is not None
     ]  # fmt: skip
     if summary.remaining:

@@ -36,6 +36,8 @@ class RunSummary:
     total_steps: int | None = None
     loss: float | None = None
     eval_loss: float | None = None
+    reward: float | None = None
+    """Mean reward of the answers of the last step, with methods that generate answers, whose loss says nothing."""
     remaining: str = ""
     duration: str = ""
     created_time: str = ""
@@ -83,6 +85,7 @@ def _summarize_progress(progress: ObservedProgress | None) -> dict[str, Any]:
         "total_steps": progress.total_steps,
         "loss": progress.loss,
         "eval_loss": progress.eval_loss,
+        "reward": progress.reward,
         "remaining": progress.estimated_remaining or "",
     }
 
