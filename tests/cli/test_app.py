@@ -113,7 +113,8 @@ def test_output_whose_reader_is_gone_ends_without_a_word(manifest_file: Path) ->
 
 def test_completion_of_commands_and_values_works_for_kubectl() -> None:
     assert run_finetune("li", program="kubectl_complete-finetune").stdout == "list\n:4\n"
-    assert run_finetune("init", "--method", "", program="kubectl_complete-finetune").stdout == "sft\ndpo\nkto\n:4\n"
+    methods = run_finetune("init", "--method", "", program="kubectl_complete-finetune").stdout
+    assert methods == "sft\ndpo\nkto\ngrpo\nrloo\n:4\n"
     assert run_finetune("validate", "", program="kubectl_complete-finetune").stdout == ":0\n"
 
 
