@@ -37,6 +37,11 @@ def _build_owner(kind: str, **spec: object) -> Manifest:
 
 SCHEDULE = _build_owner(SCHEDULE_KIND)
 SWEEP = _build_owner(SWEEP_KIND, output={"uri": "s3://adapters/lr/"})
+GRADER = {"name": "label", "stringCheck": {}}
+GRPO = {
+    f"{RUN}.training": {"epochs": 1, "method": "grpo", "rewards": [{"grader": "label"}]},
+    f"{RUN}.evaluation": {"graders": [GRADER]},
+}
 PREFERENCES = {f"{RUN}.training.method": "dpo", f"{RUN}.dataset.sources.0.format": "preference"}
 RATES = {"values": [1e-4, 1e-3]}
 ACCEPTED: dict[str, tuple[str, Manifest]] = {
@@ -66,6 +71,14 @@ ACCEPTED: dict[str, tuple[str, Manifest]] = {
     "beta by reward accuracy": (SWEEP_PLURAL, apply_changes(SWEEP, {
         "spec.objective": {"metric": "evalRewardAccuracy"}, "spec.parameters": {"beta": {"values": [0.1, 0.5]}},
         **PREFERENCES,
+    })),
+    "a grader": (SWEEP_PLURAL, apply_changes(SWEEP, {
+        "spec.objective": {"metric": "label"}, f"{RUN}.evaluation": {"graders": [GRADER]},
+    })),
+    "a reward": (SWEEP_PLURAL, apply_changes(SWEEP, {"spec.objective": {"metric": "label"}, **GRPO})),
+    "promotion by a grader": (SCHEDULE_PLURAL, apply_changes(SCHEDULE, {
+        "spec.promotion": {"rules": [{"metric": "label", "minImprovement": 0}]},
+        f"{RUN}.evaluation": {"graders": [GRADER]},
     })),
     "accuracy": (SWEEP_PLURAL, apply_changes(SWEEP, {
         "spec.objective": {"metric": "accuracy"}, f"{RUN}.evaluation": {"task": "classification"},
@@ -137,6 +150,9 @@ REJECTED_SWEEPS: list[tuple[Manifest, str]] = [
     ({"spec.objective": {"metric": "crossValidationLoss"}}, "training.crossValidation has crossValidationLoss"),
     ({"spec.objective": {"metric": "perplexity"}, **PREFERENCES}, "dpo has evalLoss, evalRewardAccuracy"),
     ({"spec.parameters": {"beta": {"values": [0.1, 0.5]}}, **PREFERENCES}, "beta changes the scale of the loss"),
+    ({"spec.objective": {"metric": "other"}, **GRPO}, "the trials do not measure objective.metric"),
+    ({"spec.objective": {"metric": "label"}, "spec.parameters": {"beta": {"values": [0.1, 0.5]}}, **GRPO},
+     "parameters.beta has no effect on methods grpo and rloo"),
     ({"spec.parameters": {"learningRate": {"values": [1e-4, 0.0001]}}}, "values must be different"),
     ({"spec.parameters": {"scheduler": {"values": ["linear", "linear"]}}}, "values must be different"),
     ({"spec.halving": {"atSteps": [200]}, "spec.parameters": {"batchSize": {"values": [1, 2]}}}, "at equal steps"),

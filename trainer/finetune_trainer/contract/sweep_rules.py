@@ -61,6 +61,10 @@ SWEEP_RULES = (
         "objective.metric to evalRewardAccuracy, to a metric of template.spec.evaluation.task or to a grader",
     ),
     (
+        "!has(self.parameters.beta) || !(self.template.spec.training.method in ['grpo', 'rloo'])",
+        "parameters.beta has no effect on methods grpo and rloo, which have template.spec.training.rollout.beta",
+    ),
+    (
         f"!has(self.halving) || !({_VARIES_SCHEDULE})",
         "halving compares losses at equal steps, which needs parameters that change neither the rows of a "
         f"step nor the schedule: {', '.join(COMPARABLE_PARAMETERS)}",

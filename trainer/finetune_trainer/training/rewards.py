@@ -37,13 +37,16 @@ class RewardScorer:
     texts: datasets.Dataset
     """The `ArchivedRow` of each prompt."""
     tokenizer: PreTrainedTokenizerBase
+    heartbeat: Callable[[], None] = lambda: None
+    """Called while answers are graded, which can take long if judges are asked."""
     _ungraded: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)
     """Answers without a score and all answers of the last batches, by grader."""
     _batch: tuple[Sequence[Sequence[int]], dict[str, list[Grade]]] | None = None
     """The last answers and their grades: TRL calls a function for each reward with the same answers."""
 
     def __post_init__(self) -> None:
-        self.graders = GraderSuite(select_graders(self.training, self.evaluation), self.evaluation.endpoints)
+        graders = select_graders(self.training, self.evaluation)
+        self.graders = GraderSuite(graders, self.evaluation.endpoints, lambda: self.heartbeat())
         self._decoder = CompletionDecoder(self.tokenizer)
 
     @property
@@ -68,6 +71,7 @@ class RewardScorer:
         Raises `GRADER_FAILED` if a grader left too many answers of the last batches without a score.
         """
         if self._batch is None or self._batch[0] is not completion_ids:
+            self.heartbeat()
             pairs = zip(map(int, prompts), completion_ids, strict=True)
             grades = self.graders.grade([self._build_answer(row, ids) for row, ids in pairs])
             self._check_ungraded(grades)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -160,6 +160,9 @@ class TokenizedTrainer(Trainer):  # type: ignore[misc]  # transformers' types ar
         if self._averages_gradients and self.accelerator.sync_gradients:
             average_gradients(self.model)
         return loss
+
+    def set_heartbeat(self, heartbeat: Callable[[], None]) -> None:
+        """Set what is called within long steps, so that they do not count as stalled. Most methods have none."""
 
     def count_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count the tokens of a batch, before the model computes it."""

@@ -81,6 +81,7 @@ def _run_trainer(inputs: TrainerInputs, session: TrainingSession, monitor: Train
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = build_trainer(inputs)
+    trainer.set_heartbeat(monitor.progress.heartbeat)
     findings = run_preflight(trainer, inputs, monitor.progress.heartbeat, session.record_preflight)
     trainer.token_counter.fold_losses = session.offset.fold_losses
     eval_callback = _add_callbacks(trainer, inputs, session, monitor)

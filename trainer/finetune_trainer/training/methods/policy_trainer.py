@@ -3,7 +3,7 @@ backend."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,6 +91,9 @@ class PolicyTrainer(TokenizedTrainer):
         self.generation_config.eos_token_id = self.eos_token_ids
         self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         self.add_callback(LearningSignalCallback())
+
+    def set_heartbeat(self, heartbeat: Callable[[], None]) -> None:
+        self._scorer.heartbeat = heartbeat
 
     def train(self, *args: Any, **kwargs: Any) -> object:
         """Train, and end the processes of the graders afterwards."""
