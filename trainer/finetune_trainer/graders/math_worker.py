@@ -43,13 +43,18 @@ def _compare(reference: str, answer: str | None) -> str:
     """Return whether the values are equal. Without an answer, only the reference is parsed."""
     from math_verify import verify
 
-    expected = next((parsed for parsed in reversed(list(_parse(reference))) if parsed), None)
+    expected = next((parsed for parsed in reversed(list(_parse(reference))) if _has_expression(parsed)), None)
     if not expected:
         return NO_REFERENCE
     if answer is None:
         return EQUAL
     is_equal = any(verify(expected, parsed, timeout_seconds=None) for parsed in _parse(answer))
     return EQUAL if is_equal else DIFFERENT
+
+
+def _has_expression(parsed: list[Any]) -> bool:
+    """Return whether anything was read: the library adds the text itself, also if it reads nothing in it."""
+    return any(not isinstance(value, str) for value in parsed)
 
 
 def _parse(text: str) -> Iterator[list[Any]]:
