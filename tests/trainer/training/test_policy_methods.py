@@ -78,9 +78,8 @@ def train_with_trl(model_dir: Path, folder: Path, method: str) -> tuple[list[flo
     from peft import get_peft_model_state_dict
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    from finetune_trainer.data.end_of_turn import get_stop_token_ids
     from finetune_trainer.modeling import loading
-    from finetune_trainer.modeling.generation import CompletionDecoder
+    from finetune_trainer.modeling.generation import CompletionDecoder, collect_end_token_ids
     from finetune_trainer.training.methods.policy import list_prompts
     from finetune_trainer.training.trl_arguments import build_common_arguments
 
@@ -88,7 +87,7 @@ def train_with_trl(model_dir: Path, folder: Path, method: str) -> tuple[list[flo
     request = TrainingRequest({key: value for key, value in settings.items() if key not in ("rows", "evaluation")})
     tokenizer = loading.load_tokenizer(model_dir)
     model = loading.load_model(request.config, model_dir, "transformers", None)
-    model.generation_config.eos_token_id = list(get_stop_token_ids(tokenizer))
+    model.generation_config.eos_token_id = collect_end_token_ids(model, tokenizer)
     decoder = CompletionDecoder(tokenizer)
     trainer_class, config_class = (GRPOTrainer, GRPOConfig) if method == "grpo" else (RLOOTrainer, RLOOConfig)
 
@@ -164,6 +163,31 @@ def test_policy_method_with_incomplete_groups_is_refused(
     with pytest.raises(TrainerError, match=message) as raised:
         run(**build_settings(**changes))
     assert raised.value.reason is reason
+
+
+def test_policy_method_leaves_out_answers_that_one_reward_cannot_score(run: RunTraining) -> None:
+    rows = [row if number % 2 else {"prompt": row["prompt"]} for number, row in enumerate(ROWS)]
+    rewards = [{"grader": "long"}, {"grader": "letter"}]
+    evaluation = {"graders": [LONG, LETTER], "maxUngradedFraction": 0.9}
+    alone = run(**build_settings(rows=rows, rewards=rewards, evaluation=evaluation, maxSteps=1, batchSize=32))
+    both = run(**build_settings(rewards=rewards, maxSteps=1, batchSize=32))
+    # With the same answers, those without a score do not lower the mean of those that have both.
+    assert list_rewards(alone)[0] == pytest.approx(list_rewards(both)[0], rel=0.2)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "drGrpo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
+def test_policy_method_of_each_loss_type_changes_the_adapter(run: RunTraining, loss_type: str) -> None:
+    trained = run(**build_settings(maxSteps=2, lossType=loss_type))
+    changed = [name for name, weight in trained.weights.items() if "lora_B" in name and weight.abs().max() > 1e-3]
+    assert changed
+
+
+def test_policy_method_evaluates_answers_as_long_as_in_the_training() -> None:
+    from finetune_trainer.modeling.batch_limits import choose_new_tokens
+
+    settings = build_settings(rollout={"generations": 4, "maxNewTokens": 300})
+    request = TrainingRequest({key: value for key, value in settings.items() if key not in ("rows", "evaluation")})
+    assert choose_new_tokens(request.config, 0) == 300
 
 
 def test_policy_method_whose_answers_are_those_of_the_base_model_is_refused(

@@ -23,14 +23,17 @@ MAX_RAISED_NEW_TOKENS = 1024
 
 def limit_new_tokens(config: TrainerConfig) -> int:
     """Return the maximum length of a generated answer, in tokens, before the length of the data's answers is known."""
-    max_new_tokens = config.evaluation.max_new_tokens
+    max_new_tokens = choose_new_tokens(config, 0)
     return max(max_new_tokens, MAX_RAISED_NEW_TOKENS) if config.evaluation.scores_answers else max_new_tokens
 
 
 def choose_new_tokens(config: TrainerConfig, longest_answer: int) -> int:
     """Return the maximum length of a generated answer if the longest answer of the data has `longest_answer` tokens."""
-    allowed = longest_answer + math.ceil(longest_answer / 4)
-    return max(config.evaluation.max_new_tokens, min(allowed, MAX_RAISED_NEW_TOKENS))
+    allowed = min(longest_answer + math.ceil(longest_answer / 4), MAX_RAISED_NEW_TOKENS)
+    training = config.training
+    # What is rewarded is measured: an answer of the training may not be cut in the evaluation.
+    rollout = training.effective_rollout.max_new_tokens if training.is_policy_method else 0
+    return max(config.evaluation.max_new_tokens, allowed, rollout)
 
 
 def limit_loss_tokens(config: TrainerConfig, positions: int | None) -> int:

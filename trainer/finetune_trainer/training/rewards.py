@@ -60,10 +60,17 @@ class RewardScorer:
 
     def _build_function(self, name: str) -> RewardFunction:
         def reward(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float | None]:
-            return [grade.score for grade in self._grade(prompts, completion_ids)[name]]
+            return self._list_scores(name, self._grade(prompts, completion_ids))
 
         reward.__name__ = name
         return reward
+
+    def _list_scores(self, name: str, grades: dict[str, list[Grade]]) -> list[float | None]:
+        """Return the scores of a reward. An answer that one reward cannot score has none at all: TRL sums the scores
+        that there are, so that a missing one would count as 0."""
+        columns = [grades[reward.grader] for reward in self.training.rewards]
+        is_complete = [all(grade.score is not None for grade in row) for row in zip(*columns, strict=True)]
+        return [grade.score if each else None for grade, each in zip(grades[name], is_complete, strict=True)]
 
     def _grade(self, prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> dict[str, list[Grade]]:
         """Return the grades of the answers. `prompts` are the numbers of the rows.

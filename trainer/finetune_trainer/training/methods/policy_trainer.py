@@ -3,6 +3,7 @@ backend."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from finetune_trainer.contract import Reason
-from finetune_trainer.data.end_of_turn import get_stop_token_ids
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.modeling.generation import collect_end_token_ids
 from finetune_trainer.training.tokenized_trainer import TokenizedTrainer
 
 if TYPE_CHECKING:
@@ -87,10 +88,13 @@ class PolicyTrainer(TokenizedTrainer):
     def use_prompts(self, rows: datasets.Dataset, scorer: RewardScorer) -> None:
         """Set the prompts, and the tokens that end an answer: TRL takes those of the model's generation config."""
         self._prompt_rows, self._scorer = rows, scorer
-        self.eos_token_ids = list(get_stop_token_ids(scorer.tokenizer))
+        self.eos_token_ids = collect_end_token_ids(self.model, scorer.tokenizer)
         self.generation_config.eos_token_id = self.eos_token_ids
         self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         self.add_callback(LearningSignalCallback())
+        # TRL warns of an answer without a score with the texts of the row, which do not belong into the log of a run.
+        for trainer_class in (GRPOTrainer, RLOOTrainer):
+            logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
 
     def set_heartbeat(self, heartbeat: Callable[[], None]) -> None:
         self._scorer.heartbeat = heartbeat
