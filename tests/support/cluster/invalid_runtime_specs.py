@@ -129,7 +129,7 @@ INVALID_RUNTIME_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         {**DPO_TRAINING, "spec.evaluation.task": "chat"}, "spec", "needs dataset.validation or evaluation.test, and",
     ),
     "graders with nothing to measure on": (
-        {"spec.evaluation.graders": [GRADER]}, "spec", "evaluation.graders needs dataset.validation",
+        {"spec.evaluation.graders": [GRADER]}, "spec", "evaluation.graders needs method sft with",
     ),
     "a grader of no kind": (
         {**VALIDATION_SPLIT, "spec.evaluation.graders": [{"name": "a"}]},

@@ -120,7 +120,7 @@ INVALID_TRAINING_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "negative decay": ({"spec.training.weightDecay": -0.1}, "spec.training.weightDecay", "equal to 0"),
     "gradients clipped away": ({"spec.training.maxGradNorm": 0}, "spec.training.maxGradNorm", "greater than 0"),
     "unknown precision": ({"spec.training.precision": "int8"}, "spec.training.precision", "Unsupported value"),
-    "unknown method": ({"spec.training.method": "grpo"}, "spec.training.method", "Unsupported value"),
+    "unknown method": ({"spec.training.method": "ppo"}, "spec.training.method", "Unsupported value"),
     "unknown backend": ({"spec.training.backend": "jax"}, "spec.training.backend", "Unsupported value"),
     "unknown loss": ({"spec.training.loss": "prompt"}, "spec.training.loss", "Unsupported value"),
     "seed too large": ({"spec.training.seed": 2**31}, "spec.training.seed", "less than or equal to"),
